@@ -157,6 +157,14 @@ func (p *Payee) Revive(ctx context.Context, id common.Hash, v ChainView) (State,
 	return p.Store.Update(ctx, id, func(s *State) error { s.observe(v); return nil })
 }
 
+// Last is the payee of a close's voucher: none comes after it that could grow by
+// more, so that it may grow by less than MinDelta.
+func (p *Payee) Last() *Payee {
+	last := *p
+	last.MinDelta.Clear()
+	return &last
+}
+
 // Accept takes a voucher. With a nil error its signature is the channel
 // signer's, and the receipt says whether it is new; a new one is on disk.
 //

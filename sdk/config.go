@@ -88,8 +88,8 @@ type ProviderConfig struct {
 	MinTransfer string
 	// The least by which a voucher must grow, in units of the token; it bounds how
 	// many signatures a payer has us check and store. Renters are told it in each
-	// challenge; the last voucher, of a close, may grow by less. One base unit if
-	// empty, at most a quarter of what Credit is worth.
+	// challenge; one that pays exactly what is charged, and a close's, may grow by less.
+	// One base unit if empty, at most a quarter of what Credit is worth.
 	MinVoucherDelta string
 
 	// The offer says these in milliseconds, so that they are whole ones.

@@ -67,7 +67,10 @@ func wantsDuplex(w http.ResponseWriter, r *http.Request) bool {
 // duplex makes the outlet for a renter that asked for one.
 func (d *session) duplex(w http.ResponseWriter, r *request, channelID common.Hash) *duplex {
 	return &duplex{
-		w: w, r: r.Request, channelID: channelID, pay: d.take, timeout: serve.WriteTimeout,
+		w: w, r: r.Request, channelID: channelID, timeout: serve.WriteTimeout,
+		pay: func(ctx context.Context, sent []channel.Voucher) (channel.Receipt, error) {
+			return d.take(ctx, d.payee, sent)
+		},
 		refused: func(err error) *wire.Problem {
 			problem := d.front.Problem(err)
 			d.metrics.Refused(problem)

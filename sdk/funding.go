@@ -83,7 +83,7 @@ func (d *session) open(r *request, payload *wire.Payload) (s channel.State, fres
 	}
 	fault.Point(fault.OpenRegistered)
 	if !voucher.Cumulative.IsZero() {
-		s, err = d.accept(ctx, voucher)
+		s, err = d.accept(ctx, d.payee, voucher)
 	}
 	return s, true, err
 }

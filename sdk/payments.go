@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -175,9 +176,10 @@ func (d *session) actVoucher(w http.ResponseWriter, r *request) error {
 			return err
 		}
 	}
-	s, err = d.accept(r.Context(), channel.Voucher{
-		ChannelID: payload.ChannelID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature})
-	if err != nil {
+	voucher := channel.Voucher{ChannelID: payload.ChannelID, Cumulative: payload.CumulativeAmount.Int, Signature: payload.Signature}
+	if taken, err := d.accept(r.Context(), d.payee, voucher); err == nil {
+		s = taken
+	} else if !wantsStream || !errors.Is(err, channel.ErrDelta) { // else it is the newest that was signed: not counted, and the stream says so
 		return err
 	}
 	if !wantsStream {
@@ -188,17 +190,17 @@ func (d *session) actVoucher(w http.ResponseWriter, r *request) error {
 
 // accept counts a voucher, durably, and tells the lease that waits for it. The
 // draft's voucher over nothing is checked and changes nothing.
-func (d *session) accept(ctx context.Context, v channel.Voucher) (channel.State, error) {
+func (d *session) accept(ctx context.Context, payee *channel.Payee, v channel.Voucher) (channel.State, error) {
 	if v.Cumulative.IsZero() {
-		return d.payee.Check(ctx, v)
+		return payee.Check(ctx, v)
 	}
-	receipt, err := d.take(ctx, []channel.Voucher{v})
+	receipt, err := d.take(ctx, payee, []channel.Voucher{v})
 	return receipt.State, err
 }
 
 // take counts the newest of vouchers that one renter sent together, and so all.
-func (d *session) take(ctx context.Context, waiting []channel.Voucher) (channel.Receipt, error) {
-	receipt, err := d.payee.AcceptNewest(ctx, waiting)
+func (d *session) take(ctx context.Context, payee *channel.Payee, waiting []channel.Voucher) (channel.Receipt, error) {
+	receipt, err := payee.AcceptNewest(ctx, waiting)
 	if receipt.Outcome == 0 {
 		return receipt, err
 	}
@@ -268,7 +270,7 @@ func (d *session) actClose(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	if s.Status == channel.Open {
-		if s, err = d.accept(r.Context(), voucher); err != nil {
+		if s, err = d.accept(r.Context(), d.payee.Last(), voucher); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
@@ -115,12 +116,24 @@ func (l *leaseStream) First(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.delivered = paid.Signed // it was shown when we attached
+		l.delivered = l.taken(paid.Signed, lease.Voucher)
 		if err := l.remember(ctx, lease.Voucher); err != nil {
 			return err
 		}
 		return l.begin(ctx, lease, e.Data)
 	}
+}
+
+// taken is what the provider counts of the newest voucher, which was shown when we
+// attached: one that grows by less than the least step is left alone.
+func (l *leaseStream) taken(signed uint256.Int, held *wire.HeldVoucher) uint256.Int {
+	switch {
+	case l.Row.MinDelta.IsZero():
+		return signed
+	case held == nil:
+		return uint256.Int{}
+	}
+	return u256.Min(signed, held.CumulativeAmount.Int)
 }
 
 // remember adopts a voucher of ours that the provider has and this database does not, as after a restore: before any record is

@@ -23,6 +23,7 @@ type Lease struct {
 	leaseStream
 	sentAt   time.Time     // by awake: of the oldest voucher in the stream that waits for its receipt
 	Topped   time.Time     // the newest try to top up
+	asked    uint256.Int   // the most that the provider asked for and records state
 	aside    bool          // something is done beside the stream
 	followed time.Duration // by awake: how long, in all
 	looked   time.Time     // the newest look of budget at the chain

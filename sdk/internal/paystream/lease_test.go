@@ -96,3 +96,34 @@ func TestUnansweredVoucher(t *testing.T) {
 		t.Error("what is on its way is offered again, or what is more is not")
 	}
 }
+
+// TestUnderAStep: a voucher under the least step that was shown, or asked for, and is not counted by the provider, is due with the
+// next record; what it counts is believed where that is less than what was signed.
+func TestUnderAStep(t *testing.T) {
+	n := func(v uint64) uint256.Int { return *uint256.NewInt(v) }
+	held := func(v uint64) *wire.HeldVoucher { return &wire.HeldVoucher{CumulativeAmount: wire.NewAmount(n(v))} }
+	l := new(Lease)
+	l.Channel = new(rental.Channel)
+	if got := l.taken(n(150), held(100)); got != n(150) {
+		t.Errorf("without a least step %s are counted", got.Dec())
+	}
+	l.Row.MinDelta = n(100)
+	for _, c := range []struct {
+		held *wire.HeldVoucher
+		want uint64
+	}{{held(100), 100}, {held(150), 150}, {held(200), 150}, {nil, 0}} {
+		if got := l.taken(n(150), c.held); got != n(c.want) {
+			t.Errorf("of 150 %s are counted where the provider shows %+v", got.Dec(), c.held)
+		}
+	}
+	l.delivered, l.asked, l.credit = n(100), n(150), n(1000)
+	if !l.urgent() {
+		t.Error("what was asked for waits")
+	}
+	if l.sent = n(150); l.due() {
+		t.Error("what is on its way is due")
+	}
+	if l.sent.Clear(); !l.due() {
+		t.Error("what was refused is not due")
+	}
+}

@@ -20,11 +20,18 @@ import (
 
 // pay brings the voucher up to what checked records say, and the prepayment.
 // A provider that cannot be reached is told later; only what stops payments
-// for good is an error.
+// for good is an error. What nobody asked for waits until it makes a step that the
+// provider takes.
 func (l *Lease) pay(ctx context.Context) error {
 	target, err := l.Target()
 	if err != nil {
 		return err
+	}
+	if l.belowMinDelta(target) {
+		if !l.due() {
+			return nil
+		}
+		target = u256.Min(l.Owed(), l.Row.Deposit) // to the base unit: nothing else is taken under a step
 	}
 	capped, err := l.payUpTo(ctx, target)
 	// The prepayment may have to give way to a cap; what is owed may not.
@@ -46,7 +53,9 @@ func (l *Lease) Target() (uint256.Int, error) {
 }
 
 // payUpTo signs for target, or for as much of it as the caps allow (capped,
-// then), and tells the provider. It never signs for less than before.
+// then), and tells the provider. It never signs for less than before. A step as
+// small as it may be is signed: what is owed at an end, or when the provider asks,
+// is paid whatever the least step is, which binds only who pays unasked (see pay).
 func (l *Lease) payUpTo(ctx context.Context, target uint256.Int) (capped *uint256.Int, err error) {
 	paid, err := l.Payer.State(ctx, l.ID)
 	if err != nil {
@@ -55,7 +64,7 @@ func (l *Lease) payUpTo(ctx context.Context, target uint256.Int) (capped *uint25
 	if target.Lt(&paid.Signed) {
 		target = paid.Signed
 	}
-	if l.belowMinDelta(target) {
+	if offered := l.offered(); !offered.Lt(&target) {
 		return nil, nil
 	}
 	voucher, err := l.Payer.Pay(ctx, l.ID, target)
@@ -78,7 +87,8 @@ func (l *Lease) payUpTo(ctx context.Context, target uint256.Int) (capped *uint25
 	return capped, nil
 }
 
-// belowMinDelta reports a step that the provider would refuse, or none at all.
+// belowMinDelta reports a step that the provider would refuse, or none at all. It
+// takes a smaller one that pays exactly what is charged.
 func (l *Lease) belowMinDelta(target uint256.Int) bool {
 	offered := l.offered()
 	if !offered.Lt(&target) {
@@ -87,6 +97,14 @@ func (l *Lease) belowMinDelta(target uint256.Int) bool {
 	var step uint256.Int
 	step.Sub(&target, &offered)
 	return step.Lt(&l.Row.MinDelta)
+}
+
+// due reports whether the provider asked for what it has not been offered yet. A
+// voucher that came after the next record was charged pays no more exactly, and is
+// refused: so it is due with each record, until the provider has it.
+func (l *Lease) due() bool {
+	offered := l.offered()
+	return offered.Lt(&l.asked)
 }
 
 // offered is the newest voucher that the provider has, or that is on its way.
@@ -184,9 +202,12 @@ func (l *Lease) unanswered() bool {
 	return l.sent.Gt(&l.delivered) && l.awake.Since(l.sentAt) > peer.AnswerTimeout
 }
 
-// urgent reports whether half of the provider's credit is used: waiting for the
-// next payment could suspend the lease.
+// urgent reports whether half of the provider's credit is used, or it asked for a
+// voucher: waiting for the next payment could suspend the lease.
 func (l *Lease) urgent() bool {
+	if l.due() {
+		return true
+	}
 	owed := l.Owed()
 	if !l.delivered.Lt(&owed) {
 		return false
@@ -222,6 +243,7 @@ func (l *Lease) needed(ctx context.Context, document []byte) error {
 	} else {
 		l.Demand = Demand{}
 	}
+	l.asked = u256.Max(l.asked, u256.Min(n.RequiredCumulative.Int, l.Owed()))
 	if err := l.pay(ctx); err != nil {
 		return err
 	}
