@@ -64,7 +64,7 @@ const (
 type Interval struct {
 	Class  Class
 	Nanos  int64
-	Reason string // of a gap or of down time
+	Reason string // of a gap or of down time; of paused time, why it would not be billed otherwise
 }
 
 // Nanos are the nanoseconds of one device, or a sum over devices. Allocated,

@@ -1,6 +1,7 @@
 package metering
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -113,19 +114,16 @@ func (d *device) interval(r Reading, maxGap time.Duration) Interval {
 	if d.restarted {
 		return Interval{Class: Gap, Nanos: nanos, Reason: ReasonRestart}
 	}
-	if d.pausing {
-		return Interval{Class: Paused, Nanos: nanos}
-	}
+	in := Interval{Class: Allocated, Nanos: nanos}
 	if reason := d.gap(r, maxGap); reason != "" {
-		return Interval{Class: Gap, Nanos: nanos, Reason: reason}
+		in.Class, in.Reason = Gap, reason
+	} else if fault := cmp.Or(r.fault(), d.last.fault()); fault != "" {
+		in.Class, in.Reason = Down, fault
 	}
-	if fault := r.fault(); fault != "" {
-		return Interval{Class: Down, Nanos: nanos, Reason: fault}
+	if d.pausing {
+		in.Class = Paused
 	}
-	if fault := d.last.fault(); fault != "" {
-		return Interval{Class: Down, Nanos: nanos, Reason: fault}
-	}
-	return Interval{Class: Allocated, Nanos: nanos}
+	return in
 }
 
 // gap says why the device was not observed throughout, or "".

@@ -217,13 +217,13 @@ func TestUnmeteredLeaseIsSuspended(t *testing.T) {
 			}
 			w.step(2)
 			w.host.set(nil, sim.UUID(1)) // one is enough
-			w.step(1)                    // 6
+			w.step(2)                    // 7: two readings that would bill
 			w.in(lease, leasestore.Active)
 			w.step(4) // the first interval after the pause belongs to it
 			lease.release()
 			got := w.times(lease)
-			second := got[sim.UUID(1)] // its reading at 6 may come before or after the lease goes on
-			w.want(lease, metering.Nanos{Allocated: 3e9, Active: 3e9, Down: 3e9, Paused: 4e9}, metering.Nanos{Down: 10e9 - second.Paused, Paused: second.Paused})
+			second := got[sim.UUID(1)] // its reading at 7 may come before or after the lease goes on
+			w.want(lease, metering.Nanos{Allocated: 3e9, Active: 3e9, Down: 3e9, Paused: 5e9}, metering.Nanos{Down: 11e9 - second.Paused, Paused: second.Paused})
 		})
 	}
 }
@@ -272,8 +272,80 @@ func TestUnmeteredRestart(t *testing.T) {
 		t.Errorf("it is %s", got)
 	}
 	w.host.set(nil)
-	w.step(1)
+	w.step(2)
 	w.in(lease, leasestore.Active)
+}
+
+// TestUnbilledLeaseIsSuspended: every reading is healthy, and no two bill: the lease is served for no longer than MaxGap and a reading,
+// its GPU is in quarantine, and it goes on when two readings bill. Where this happens once, it is not suspended.
+func TestUnbilledLeaseIsSuspended(t *testing.T) {
+	for name, f := range map[string]sim.Fault{
+		"xid 119":            {Kind: sim.XID, Code: 119},
+		"driver loaded anew": {Kind: sim.Reload},
+		"host sleeps":        {Kind: sim.Suspend, For: 200 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWard(t)
+			inject := func(second int) {
+				f.At = time.Duration(second) * time.Second
+				w.host.Inject(f)
+			}
+			lease := w.open(1, 500_000, "")
+			inject(3)
+			for second := 10; second <= 30; second++ {
+				inject(second)
+			}
+			w.step(9)
+			if got := w.provider.Service(lease.terms.ID()); got != wire.StateActive {
+				t.Errorf("after one fault it is %s", got)
+			}
+			w.step(5) // 14: none billed since 9, and the first that did not was at 10
+			if s := lease.status(leasestore.Suspended); s.Reason != leasing.ReasonUnmetered {
+				t.Errorf("suspended because %q", s.Reason)
+			}
+			if _, h := w.health(); !slices.Equal(h.Quarantined, []string{sim.UUID(0)}) || h.Unmetered != 1 {
+				t.Errorf("%+v", h)
+			}
+			w.step(16)
+			w.in(lease, leasestore.Suspended)
+			w.step(3)
+			w.in(lease, leasestore.Active)
+			w.step(3)
+			lease.release()
+			if n := w.times(lease)[sim.UUID(0)]; n.Gap+n.Down > 7e9 || n.Paused < 15e9 || n.Allocated < 8e9 {
+				t.Errorf("%+v", n)
+			}
+			if _, h := w.health(); len(h.Quarantined) != 0 {
+				t.Errorf("%s are in quarantine", h.Quarantined)
+			}
+		})
+	}
+}
+
+// TestFlappingLeaseEnds: a lease that can be metered for a moment now and then is not kept for longer than SuspendTimeout, all its
+// suspensions together.
+func TestFlappingLeaseEnds(t *testing.T) {
+	w := newWard(t, func(c *ProviderConfig) { c.SuspendTimeout = 4 * time.Second })
+	lease := w.open(1, 500_000, "")
+	w.step(2)
+	over := func() bool { return w.provider.running(lease.terms.ID()) == nil }
+	until := func(state leasestore.State) { // or its end
+		for tries := 0; tries < 120 && !over() && w.provider.Service(lease.terms.ID()) != string(state); tries++ {
+			w.clock.Advance(time.Second)
+			waitFor(t, func() bool { return over() || w.clock.Waiting() > 0 })
+			time.Sleep(5 * time.Millisecond) // its goroutine suspends and resumes it
+		}
+	}
+	for range 6 {
+		w.host.set(nil, sim.UUID(0))
+		until(leasestore.Suspended)
+		time.Sleep(time.Second)
+		w.host.set(nil)
+		until(leasestore.Active)
+	}
+	if s := lease.status(leasestore.Ended); !strings.HasPrefix(s.Reason, leasing.ReasonUnmetered+" for") {
+		t.Errorf("ended because %q", s.Reason)
+	}
 }
 
 // TestUnmeteredRequestIsRefused: a request whose GPUs cannot be metered is not
@@ -310,7 +382,13 @@ func TestUnmeteredRequestIsRefused(t *testing.T) {
 			t.Errorf("charged %s", kept.Spent.Dec())
 		}
 	}
+	r.provider.leases.Offered.Sick.Fails(sim.UUID(1)) // a request before could not be billed for it
 	b := r.buyer("/" + sim.UUID(1))
+	if resp := b.pay(b.depositing(b.next(), 100_000)); resp.StatusCode != http.StatusServiceUnavailable || ran[sim.UUID(1)] != 0 {
+		t.Errorf("a GPU that rests: %s", resp.Status)
+	}
+	r.provider.leases.Offered.Sick.Heals(sim.UUID(1))
+	b = r.buyer("/" + sim.UUID(1))
 	if resp := b.pay(b.depositing(b.next(), 100_000)); resp.StatusCode != http.StatusOK || ran[sim.UUID(1)] != 1 {
 		t.Errorf("the GPU beside it: %s", resp.Status)
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // Quarantine keeps devices out of new leases that their source does not list now:
-// lost, hung, or asking for a reset; and those that a lease could not read lately, which rest. They come back by themselves. It
+// lost, hung, or asking for a reset; and those that a lease could not meter lately, which rest. They come back by themselves. It
 // looks at no device itself, and hears what a reading says from its lease. The zero value
 // has looked at none. Where the source is nil, only devices that rest are in quarantine.
 type Quarantine struct {
@@ -22,7 +22,8 @@ type Quarantine struct {
 	at     time.Time // of the last look; zero: there was none
 	listed map[string]bool
 	ever   []metering.Device // in the order in which they were listed first
-	rests  map[string]rest   // of devices whose last reading failed
+	rests  map[string]rest   // of devices that could not be metered lately
+	lost   map[string]int64  // nanoseconds that a device was served and nobody billed, since it was billed last
 	err    error
 
 	withheld map[string]bool // see Withhold
@@ -31,11 +32,12 @@ type Quarantine struct {
 
 // rest is for how long a device goes into no new lease: it is listed, and each lease that got it would be suspended.
 type rest struct {
-	until time.Time
-	span  time.Duration
+	until  time.Time
+	span   time.Duration
+	healed time.Time // since when it is metered again; zero: it is not
 }
 
-// The least and the most of a device's rest: it is longer each time that the device cannot be read by the lease that gets it next.
+// The least and the most of a device's rest: it is longer each time that the device cannot be metered again, until it is for mostRest.
 const (
 	leastRest = time.Minute
 	mostRest  = time.Hour
@@ -102,19 +104,51 @@ func (q *Quarantine) rested(devices []string) []string {
 	})
 }
 
-// Fails hears that a lease cannot read a device now: it rests from the last time that this is heard.
+// Fails hears that a lease cannot meter a device now: it rests from the last time that this is heard.
 func (q *Quarantine) Fails(uuid string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.fails(uuid)
+}
+
+func (q *Quarantine) fails(uuid string) {
 	r, now := q.rests[uuid], time.Now()
-	if !now.Before(r.until) {
+	if !r.healed.IsZero() && now.Sub(r.healed) >= mostRest {
+		r = rest{}
+	}
+	if !now.Before(r.until) || !r.healed.IsZero() {
 		r.span = min(max(2*r.span, leastRest), mostRest)
 	}
-	r.until = now.Add(r.span)
+	r.until, r.healed = now.Add(r.span), time.Time{}
 	if q.rests == nil {
 		q.rests = make(map[string]rest)
 	}
 	q.rests[uuid] = r
+}
+
+// serves hears of time in which a device was served. What nobody billed adds up over leases and requests: many that are shorter than
+// limit would else each be served for nothing. One interval alone, however long, is no more than half of limit: a host may stand still once.
+func (q *Quarantine) serves(uuid string, in metering.Interval, limit time.Duration) {
+	unbilled := in.Class == metering.Down || in.Class == metering.Gap && in.Reason != metering.ReasonRestart
+	if !unbilled && in.Class != metering.Allocated {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch lost := time.Duration(q.lost[uuid]); {
+	case unbilled:
+		if q.lost == nil {
+			q.lost = make(map[string]int64)
+		}
+		if q.lost[uuid] += min(in.Nanos, int64(limit/2)); time.Duration(q.lost[uuid]) >= limit {
+			q.fails(uuid)
+		}
+	case lost > 0:
+		delete(q.lost, uuid)
+		if lost >= limit {
+			q.heals(uuid)
+		}
+	}
 }
 
 // Withhold has these devices, and no others that were withheld before, in quarantine for a while, however well they can be read: a GPU
@@ -128,11 +162,31 @@ func (q *Quarantine) Withhold(devices []string, span time.Duration) {
 	}
 }
 
-// Heals hears that a lease reads a device, which rests no longer.
+// Heals hears that a lease meters a device. After its first rest it is let at once; one that failed again rests to the end.
 func (q *Quarantine) Heals(uuid string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.rests, uuid)
+	q.heals(uuid)
+}
+
+func (q *Quarantine) heals(uuid string) {
+	r, ok := q.rests[uuid]
+	if !ok || !r.healed.IsZero() {
+		return
+	}
+	r.healed = time.Now()
+	if r.span <= leastRest {
+		r.until = r.healed
+	}
+	q.rests[uuid] = r
+}
+
+// rest reports whether all of some devices rest.
+func (q *Quarantine) rest(devices []string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	return !slices.ContainsFunc(devices, func(uuid string) bool { return !now.Before(q.rests[uuid].until) })
 }
 
 // Joined are the devices that were listed at any time, are of one kind with a first one, and are not among those that are known: lost

@@ -50,7 +50,7 @@ func (s *slowList) Devices(ctx context.Context) ([]metering.Device, error) {
 }
 
 // TestRest: a device that a lease cannot read goes into no new lease for a minute, twice as long each time that this was not enough,
-// an hour at most; one that is read is let at once. With no source, too.
+// an hour at most; one that is metered again is let at once after its first rest, and is a new one after an hour. With no source, too.
 func TestRest(t *testing.T) {
 	for name, source := range map[string]metering.Source{"a source": testclock.GPUs(2), "none": nil} {
 		var q Quarantine
@@ -62,7 +62,7 @@ func TestRest(t *testing.T) {
 			}
 			return len(fit)
 		}
-		over := func() { q.rests[sim.UUID(0)] = rest{time.Now(), q.rests[sim.UUID(0)].span} }
+		over := func() { q.rests[sim.UUID(0)] = rest{until: time.Now(), span: q.rests[sim.UUID(0)].span} }
 		want := leastRest
 		for range 10 {
 			q.Fails(sim.UUID(0))
@@ -85,12 +85,20 @@ func TestRest(t *testing.T) {
 			t.Errorf("%s: what was withheld is not let again", name)
 		}
 		q.Fails(sim.UUID(0))
-		q.Heals(sim.UUID(0))
-		if fit() != 2 {
-			t.Errorf("%s: healed, %d are fit", name, fit())
+		if q.Heals(sim.UUID(0)); fit() != 1 {
+			t.Errorf("%s: one that failed again and again is let at its first good reading", name)
 		}
+		well := q.rests[sim.UUID(0)]
+		well.healed = well.healed.Add(-mostRest)
+		q.rests[sim.UUID(0)] = well
 		if q.Fails(sim.UUID(0)); q.rests[sim.UUID(0)].span != leastRest {
-			t.Errorf("%s: a new failure rests %s", name, q.rests[sim.UUID(0)].span)
+			t.Errorf("%s: after an hour in which it was well a failure rests %s", name, q.rests[sim.UUID(0)].span)
+		}
+		if q.Heals(sim.UUID(0)); fit() != 2 {
+			t.Errorf("%s: healed after a first failure, %d are fit", name, fit())
+		}
+		if q.Fails(sim.UUID(0)); q.rests[sim.UUID(0)].span != 2*leastRest {
+			t.Errorf("%s: a failure soon after rests %s", name, q.rests[sim.UUID(0)].span)
 		}
 	}
 }

@@ -2,78 +2,168 @@ package inventory
 
 import (
 	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
 )
 
-// Watchdog notices that no device of a lease is read healthy any more: what is
-// used from then on is billed by nobody. One that works is enough, since each is
-// billed by itself. The zero value has not expired.
+// Watchdog notices that no device of a lease is metered any more: what is used from then on is billed by nobody. It goes by what the
+// meter made of each reading, since readings can all be healthy of which no two bill. One device that is metered is enough, since each
+// is billed by itself. The zero value has not expired.
 type Watchdog struct {
-	Limit   time.Duration // of it without a healthy reading the watchdog expires: MaxGap
-	sick    atomic.Int64  // monotonic time of the first bad reading since the last good one; 0: there is none
-	expired atomic.Bool
-	healthy atomic.Bool // a device was read healthy once
+	Limit time.Duration // of it without two readings that bill the watchdog expires: MaxGap
+
+	mu      sync.Mutex
+	healthy bool  // a device was read healthy once
+	expired bool  // nothing can be metered
+	fed     int64 // monotonic time of the newest reading that billed, or would have
+	starved int64 // of the first one since then that did not; 0: there is none
+	well    int64 // of the first one, since it expired, from which on none was missed for Limit; 0: there is none
+	back    int64 // when it was expired no longer
+	lapses  uint  // how often it has expired since it was last forgiven
+
+	suspended time.Duration // the lease was, since then, as it had expired
 }
 
-// Saw takes one reading of a device, and reports whether the watchdog has expired with it,
-// or is expired no longer. A call that hangs was given up after Limit.
-func (w *Watchdog) Saw(r metering.Reading, clock metering.Clock) bool {
-	if r.Health == metering.Healthy && r.Seen == r.Device {
-		w.healthy.Store(true)
-		w.sick.Store(0)
-		return w.expired.Swap(false)
-	}
+// bills reports whether two readings enclose an interval that bill it, or would if the lease were not paused.
+func bills(in metering.Interval) bool {
+	return in.Class == metering.Allocated || in.Class == metering.Paused && in.Reason == ""
+}
+
+// forgiven is how many times Limit a lease is metered before its lapses are forgotten: what is served for nothing stays a hundredth of
+// what is billed.
+const forgiven = 100
+
+// Saw takes one reading of a device and what the meter made of it, and reports whether the watchdog has expired with it, or is expired
+// no longer.
+func (w *Watchdog) Saw(r metering.Reading, in metering.Interval, clock metering.Clock) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.healthy = w.healthy || r.Health == metering.Healthy && r.Seen == r.Device
 	now := max(clock.Now().Mono, 1)
-	since := now
-	if r.Health == metering.Stalled {
-		since = max(now-int64(w.Limit), 1)
+	if bills(in) {
+		return w.feed(now)
 	}
-	w.sick.CompareAndSwap(0, since)
-	if first := w.sick.Load(); first == 0 || now-first < int64(w.Limit) {
+	if w.starved == 0 {
+		w.starved = now
+		if r.Health == metering.Stalled { // the call was given up after Limit
+			w.starved = max(now-int64(w.Limit), w.fed, 1)
+		}
+	}
+	if now-w.starved < int64(w.Limit) {
 		return false
 	}
-	return !w.Expire()
+	return w.expire()
 }
 
-// Expire has it expired from now on, until a device is read healthy. It reports
+// feed hears of two readings that bill. The caller holds mu.
+func (w *Watchdog) feed(now int64) bool {
+	w.fed, w.starved = now, 0
+	switch {
+	case !w.expired:
+		if w.lapses > 0 && now-w.back >= forgiven*int64(w.Limit) {
+			w.lapses, w.suspended = 0, 0
+		}
+		return false
+	case w.well == 0:
+		w.well = now
+	}
+	if now-w.well < int64(w.probation()) {
+		return false
+	}
+	w.expired, w.back = false, now
+	return true
+}
+
+// probation is for how long an expired watchdog is fed before it is expired no longer: from the second lapse on twice as long each time.
+// A device that can be metered for a moment now and then would else be served for MaxGap after each of them, and billed for none.
+func (w *Watchdog) probation() time.Duration {
+	if w.lapses < 2 {
+		return 0
+	}
+	return w.Limit << min(w.lapses-2, 10)
+}
+
+func (w *Watchdog) expire() bool {
+	w.well = 0
+	if w.expired {
+		return false
+	}
+	w.expired = true
+	w.lapses++
+	return true
+}
+
+// Expire has it expired from now on, until a device is metered. It reports
 // whether it was before.
-func (w *Watchdog) Expire() bool { return w.expired.Swap(true) }
+func (w *Watchdog) Expire() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.expire()
+}
 
 // Expired reports whether nothing can be metered now.
-func (w *Watchdog) Expired() bool { return w.expired.Load() }
+func (w *Watchdog) Expired() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.expired
+}
+
+// Resumed hears that a lease goes on that was suspended since a time, as the watchdog had expired.
+func (w *Watchdog) Resumed(since time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !since.IsZero() && w.lapses > 0 {
+		w.suspended = time.Since(since)
+	}
+}
+
+// Since is when a lease counts as suspended that is suspended now, as the watchdog has expired. Such times add up until they are
+// forgiven: a lease that goes on for a moment now and then does not keep its GPUs for ever.
+func (w *Watchdog) Since() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Add(-w.suspended)
+}
 
 // Healthy reports whether a device was read healthy once.
-func (w *Watchdog) Healthy() bool { return w.healthy.Load() }
+func (w *Watchdog) Healthy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.healthy
+}
 
 // Watch has a watchdog for each device of a lease, and a device whose watchdog has expired kept out of new leases, for as long as that
 // lasts and a while after: the next renter would be suspended as this one is, while another GPU is idle. The zero value has no device.
 type Watch struct {
 	devices []string
 	each    []Watchdog
+	billed  []bool // it billed, or would have, once
 	sick    []*Quarantine
 }
 
 // NewWatch is of some devices, with the limit of a Watchdog, and tells these quarantines.
-func NewWatch(devices []string, limit time.Duration, sick []*Quarantine) Watch {
-	w := Watch{devices, make([]Watchdog, len(devices)), sick}
+func NewWatch(devices []string, limit time.Duration, sick []*Quarantine) *Watch {
+	w := &Watch{devices, make([]Watchdog, len(devices)), make([]bool, len(devices)), sick}
 	for i := range w.each {
 		w.each[i].Limit = limit
 	}
 	return w
 }
 
-// Saw takes one reading of a device.
-func (w *Watch) Saw(r metering.Reading, clock metering.Clock) {
+// Saw takes one reading of a device, and what the meter made of it. Readings of one lease come one after another.
+func (w *Watch) Saw(r metering.Reading, in metering.Interval, clock metering.Clock) {
+	if w == nil {
+		return
+	}
 	i := slices.Index(w.devices, r.Device)
 	if i < 0 {
 		return
 	}
 	of := &w.each[i]
-	before := of.Healthy()
-	healed := of.Saw(r, clock) || !before && of.Healthy()
+	healed := of.Saw(r, in, clock) || bills(in) && !w.billed[i]
+	w.billed[i] = w.billed[i] || bills(in)
 	for _, q := range w.sick {
 		switch {
 		case of.Expired():
@@ -81,5 +171,11 @@ func (w *Watch) Saw(r metering.Reading, clock metering.Clock) {
 		case healed:
 			q.Heals(r.Device)
 		}
+		q.serves(r.Device, in, of.Limit)
 	}
+}
+
+// Rest reports whether all devices rest: see Quarantine.
+func (w *Watch) Rest() bool {
+	return w != nil && slices.ContainsFunc(w.sick, func(q *Quarantine) bool { return q.rest(w.devices) })
 }

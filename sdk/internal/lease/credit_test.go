@@ -54,6 +54,7 @@ func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 	if l.Meter, err = metering.NewMeter(metering.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
 		f.Fatal(err)
 	}
+	l.watchdog.Limit = 3 * handTick
 	l.joinCredit(nil)
 	f.leases = append(f.leases, l)
 	f.read(l)

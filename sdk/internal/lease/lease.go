@@ -59,7 +59,7 @@ type Lease struct {
 	Binding      *wire.MeterBinding // whose key signs its records; nil: the one that its offer names
 	sampled      *metering.Sampled
 	watchdog     inventory.Watchdog // of its devices
-	devices      inventory.Watch    // of each of them
+	devices      *inventory.Watch   // of each of them; nil: of none
 	liveness     probe              // of what was allocated
 	Read         chan struct{}      // closed when its devices were read first, of a lease that lasts for one request
 	opened       chan struct{}      // closed when they were looked at first, of any other that begins here
@@ -457,10 +457,10 @@ func (l *Lease) State() leasestore.State { return l.Look().State }
 
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
-func (l *Lease) Sampled(r metering.Reading, _ metering.Interval) {
+func (l *Lease) Sampled(r metering.Reading, in metering.Interval) {
 	l.account.Tally(l)
-	l.devices.Saw(r, l.Deps.Clock)
-	if l.watchdog.Saw(r, l.Deps.Clock) {
+	l.devices.Saw(r, in, l.Deps.Clock)
+	if l.watchdog.Saw(r, in, l.Deps.Clock) {
 		l.Wake()
 		l.hasten()
 	}
@@ -546,7 +546,9 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 		if err := l.suspend(ctx, why); err != nil {
 			return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
 		}
-		l.startSuspendTimer()
+		if l.startSuspendTimer(); why == ReasonUnmetered {
+			l.startSuspendTimerAt(l.watchdog.Since())
+		}
 	case leasestore.Suspended:
 		if why == "" && !l.Claims(true) { // another one that went on meanwhile took what was left
 			why = v.Reason
@@ -554,6 +556,9 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 		if why == "" {
 			if err := l.resume(ctx); err != nil {
 				return l.failed(ctx, "could not be resumed", err)
+			}
+			if v.Reason == ReasonUnmetered {
+				l.watchdog.Resumed(l.suspendedAt)
 			}
 			return nil
 		}
@@ -1215,7 +1220,7 @@ func (l *Lease) Measurable() error {
 	case <-l.Read:
 	case <-l.Done:
 	}
-	if !l.watchdog.Healthy() {
+	if !l.watchdog.Healthy() || l.devices.Rest() {
 		return wire.Unavailable.With("the GPUs of this request cannot be metered now: nothing was charged, try again later")
 	}
 	return nil
