@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,6 +84,49 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 		t.Errorf("the one beside it: %+v", n)
 	}
 }
+
+// deaf is an undertaker whose daemon is away: it says that a container is dead, and suspends nothing.
+type deaf struct {
+	*undertaker
+	away         atomic.Bool
+	tried, stood atomic.Int64
+}
+
+func (d *deaf) Suspend(context.Context, gpu.Allocation) error {
+	d.tried.Add(1)
+	if d.away.Load() {
+		return errors.New("cannot connect to the daemon")
+	}
+	d.stood.Add(1)
+	return nil
+}
+
+// TestDeadLeaseIsSuspendedUntilItStands: a lease that is said to be dead, and may not be, is suspended again and again until the
+// command has succeeded, over a restart too.
+func TestDeadLeaseIsSuspendedUntilItStands(t *testing.T) {
+	allocator := &deaf{undertaker: &undertaker{HostAllocator: hostGPUs(t, 2), says: map[string]error{sim.UUID(0): gpu.ErrDead}}}
+	allocator.away.Store(true)
+	w := newWard(t, func(c *ProviderConfig) { c.Allocator, c.AliveEvery = allocator, 10*time.Millisecond })
+	lease := w.open(1, 500_000, "")
+	w.in(lease, leasestore.Suspended)
+	tried := allocator.tried.Load()
+	waitFor(t, func() bool { return allocator.tried.Load() > tried })
+	w.restart()
+	tried = allocator.tried.Load()
+	waitFor(t, func() bool { return allocator.tried.Load() > tried })
+	allocator.away.Store(false)
+	waitFor(t, func() bool { return allocator.stood.Load() == 1 })
+	if s := lease.status(leasestore.Suspended); s.Reason != leasing.ReasonDead {
+		t.Errorf("suspended because %q", s.Reason)
+	}
+	time.Sleep(3 * hastened)
+	if n := allocator.stood.Load(); n != 1 {
+		t.Errorf("suspended %d times", n)
+	}
+}
+
+// hastened is how long a lease's own goroutine has to suspend it in a ward.
+const hastened = time.Second
 
 // TestDeadLeaseEnds: its GPUs are free again after SuspendTimeout.
 func TestDeadLeaseEnds(t *testing.T) {

@@ -20,6 +20,7 @@ type custody struct {
 	mu    sync.Mutex  // one command at a time
 	given atomic.Bool // the renter may have the use of them: no command that takes it away has succeeded since
 
+	giving  atomic.Bool // a suspended lease is being resumed: its devices are not taken away for that it is suspended
 	watched atomic.Bool // see hasten
 	failed  atomic.Bool // that the devices could not be suspended was said
 
@@ -128,14 +129,14 @@ const hastenAfter = 500 * time.Millisecond
 
 // hasten has a lease held back that must not be served and whose goroutine does not get to it, as it waits for a database.
 func (l *Lease) hasten() {
-	if l.life == nil || l.custody.watched.Swap(true) {
+	if l.life == nil || !l.custody.given.Load() || l.custody.watched.Swap(true) {
 		return
 	}
 	time.AfterFunc(max(l.Deps.Timing.Tick, hastenAfter), l.holdBack)
 }
 
-// holdBack suspends the devices of an active lease that must not be served, and goes on trying until that is done, its goroutine has
-// done it, or it may be served again. It waits for no database but to hear whose the lease is.
+// holdBack suspends the devices of a lease that must not be served, and goes on trying until that is done, its goroutine has
+// done it, or it may be served again. Its state may say suspended: the command failed. It waits for no database but to hear whose the lease is.
 func (l *Lease) holdBack() {
 	defer l.custody.watched.Store(false)
 	var pace chain.Backoff
@@ -169,6 +170,9 @@ func (l *Lease) mustNotServe() bool {
 	default:
 	}
 	v := l.Look()
+	if v.State == leasestore.Suspended {
+		return l.custody.given.Load() && !l.custody.giving.Load()
+	}
 	return v.State == leasestore.Active && l.custody.given.Load() && l.hindrance(&v) != ""
 }
 

@@ -577,6 +577,7 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 		if time.Since(l.suspendedAt) >= l.Deps.Timing.SuspendTimeout {
 			return &Stop{Reason: fmt.Sprintf("%s for %s", endedFor(why), l.Deps.Timing.SuspendTimeout)}
 		}
+		l.hasten() // where its command failed
 	}
 	return nil
 }
@@ -719,10 +720,11 @@ func (l *Lease) suspend(ctx context.Context, why string) error {
 	if err := l.Record(ctx, false); l.Lost.Load() {
 		return err // the lease is another gateway's, and so are its devices
 	}
-	if err := l.Command(ctx, l.takeIn); err != nil && (why != ReasonDead || l.Lost.Load()) { // nothing runs that would have to stop
+	if err := l.Command(ctx, l.takeIn); err != nil && (why != ReasonDead || l.Lost.Load()) { // perhaps nothing runs that would have to stop
 		return err
 	}
 	l.Enter(ctx, leasestore.Suspended, why)
+	l.hasten() // where its command failed
 	return nil
 }
 
@@ -744,6 +746,8 @@ func (l *Lease) handOver(ctx context.Context) *Stop {
 }
 
 func (l *Lease) resume(ctx context.Context) error {
+	l.custody.giving.Store(true)
+	defer l.custody.giving.Store(false)
 	if err := l.Command(ctx, l.giveOut); err != nil {
 		if ctx.Err() != nil && !l.Lost.Load() { // cut off, and perhaps done: the next process resumes what is active, before it is billed
 			l.unsaved = true

@@ -322,7 +322,7 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
 	}
 	l.View.Ask(state, l.View.Reason)
-	l.custody.given.Store(state == leasestore.Active && l.MetersHere()) // a node suspends by itself
+	l.custody.given.Store(l.MetersHere() && (state == leasestore.Active || state == leasestore.Suspended && l.View.Reason == ReasonDead)) // a node suspends by itself; of what is dead the command may have failed
 	if state == leasestore.Suspended && l.Meter != nil {
 		l.Meter.Pause()
 		switch l.View.Reason {
