@@ -56,13 +56,14 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/rows", "channel internal/eip712"},
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach " +
 		"sdk/internal/refusal sdk/internal/rows sdk/internal/secretpath"},
+	{"sdk/internal/outcome", "sdk/chain"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
 	{"sdk/internal/nodelink", "channel channel/store internal/exactjson internal/redact metering sdk/chain sdk/gpu sdk/internal/database " +
 		"sdk/internal/inventory sdk/node/nodekeys sdk/wire"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
 	{"sdk/internal/cluster", "channel/store sdk/chain sdk/internal/database sdk/internal/inventory sdk/internal/run"},
-	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/run"},
+	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/outcome sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/internal/boundlog", "sdk/internal/reach"},
 	{"sdk/internal/evidence", "metering"},
@@ -94,7 +95,7 @@ var layout = []struct{ pkg, may string }{
 		"sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
 	{"sdk/internal/sharedcredit", "channel internal/u256 metering sdk/internal/billed sdk/wire"},
 	{"sdk/internal/rental", "channel internal/fault internal/u256 metering sdk/chain sdk/internal/billed sdk/internal/boundlog " +
-		"sdk/internal/peer sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
+		"sdk/internal/outcome sdk/internal/peer sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
 	{"sdk/internal/paystream", "channel internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain sdk/internal/awake " +
 		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit " +
 		"sdk/wallet sdk/wire"},

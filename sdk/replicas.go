@@ -223,30 +223,31 @@ func (r *replicas) seeChain(ctx context.Context) error {
 	return nil
 }
 
-// lead does a leader's work through a database that lets it write only while it
-// leads.
+// lead does a leader's work through a database that lets it write only while it leads.
 func (r *replicas) lead(ctx context.Context, db *store.DB) error {
 	txs, err := chain.OpenStore(ctx, db)
 	if err != nil {
 		return err
 	}
 	c := r.p.newSettlement(db, txs)
+	c.Blind = settle.Blindness
 	r.p.atWork.Store(c)
 	defer r.p.atWork.Store(nil)
-	return run.Together(ctx, c.Run, func(ctx context.Context) error {
-		for chain.Pause(ctx, 2*time.Second) == nil {
-			if err := c.CheckLooks(blindness); err != nil {
-				return err
+	parts := []func(context.Context) error{c.Run}
+	for _, do := range []func(context.Context, *settle.Service, leasestore.Store) error{r.serve, r.answer} {
+		parts = append(parts, func(ctx context.Context) error {
+			for chain.Pause(ctx, 2*time.Second) == nil {
+				if err := do(ctx, c, leasestore.New(db)); err != nil && ctx.Err() == nil {
+					r.p.config.Log.Warn("what other gateways want settled", "error", err)
+				}
 			}
-			if err := r.serve(ctx, c, leasestore.New(db)); err != nil && ctx.Err() == nil {
-				r.p.config.Log.Warn("what other gateways want settled", "error", err)
-			}
-		}
-		return ctx.Err()
-	})
+			return ctx.Err()
+		})
+	}
+	return run.Together(ctx, parts...)
 }
 
-// serve has settled what ended at any gateway and what one of them asks for. A channel on which another lease
+// serve has settled what ended at any gateway. A channel on which another lease
 // runs waits for that one's end, or for the policy: it would be settled as often as a voucher comes.
 func (r *replicas) serve(ctx context.Context, c *settle.Service, s leasestore.Store) error {
 	now := time.Now()
@@ -264,8 +265,13 @@ func (r *replicas) serve(ctx context.Context, c *settle.Service, s leasestore.St
 			c.Urgent(state.Terms)
 		}
 	}
-	asked, failed := s.Locks.Taken(ctx, settleRequest)
-	if err = errors.Join(err, failed); err != nil || !asked {
+	return err
+}
+
+// answer has settled what one of the gateways asks for, and waits for it.
+func (r *replicas) answer(ctx context.Context, c *settle.Service, s leasestore.Store) error {
+	asked, err := s.Locks.Taken(ctx, settleRequest)
+	if err != nil || !asked {
 		return err
 	}
 	c.Reload()
@@ -276,8 +282,7 @@ func (r *replicas) serve(ctx context.Context, c *settle.Service, s leasestore.St
 	return errors.Join(err, s.Locks.Drop(ctx, settleRequest, settleRequest)) // also after a failure: it would cost gas again and again
 }
 
-// settle asks the leader, whoever it is, and waits. The error names what it
-// could not settle.
+// settle asks the leader, whoever it is, and waits. The error names what it could not settle.
 func (r *replicas) settle(ctx context.Context) error {
 	before, err := r.p.db.Payee().Unsettled(ctx)
 	if err != nil {

@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/holiman/uint256"
 
@@ -16,11 +15,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/tower"
 	"github.com/gpupay/gpupay/sdk/units"
 )
-
-// blindness is how long a leader may go on whose looks at the chain fail, though its
-// endpoint answers: three that take as long as one may. The grace period of an
-// escrow is several times that.
-const blindness = 3 * time.Minute
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
 	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee,

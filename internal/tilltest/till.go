@@ -78,7 +78,7 @@ func (k *Till) Start(backend chain.Backend) {
 		k.T.Fatal(err)
 	}
 	k.Payee = &channel.Payee{Store: k.DB.Payee(), Domain: k.Contract.Domain(), Contracts: chain.Contracts{Backend: backend}}
-	k.Sender = &chain.Sender{Backend: backend, Key: k.Key, Store: k.Txs, Poll: Poll, Resend: 200 * time.Millisecond}
+	k.Sender = &chain.Sender{Backend: backend, Key: k.Key, Store: k.Txs, Poll: Poll, Resend: 200 * time.Millisecond, Unseen: 200 * time.Millisecond}
 	k.Settler = &settle.Settler{Payee: k.Payee, Contract: k.Contract, Sender: k.Sender, Policy: settle.Policy{Interval: Poll}, OnSettled: k.paid}
 	k.Watcher = &settle.Watcher{Payee: k.Payee, Contract: k.Contract, Confirmations: 3, Poll: Poll, Store: k.Txs, OnChange: k.changed}
 }

@@ -66,8 +66,7 @@ func NewBatchSettlement(ctx context.Context, backend Backend) (*BatchSettlement,
 	return b, nil
 }
 
-// identify has the contract compute the digest of a voucher: only one whose domain and voucher type are ours comes to the
-// same.
+// identify has the contract compute the digest of a voucher: only one whose domain and voucher type are ours comes to the same.
 func (b *BatchSettlement) identify(ctx context.Context) error {
 	id, most := common.Hash{1}, uint256.NewInt(2)
 	out, err := b.at(nil)(ctx, b.abi.PackGetVoucherDigest(id, most.ToBig()))

@@ -341,7 +341,8 @@ func (s *Sender) StandsIn(ctx context.Context, db *sqlx.Tx, channel common.Hash,
 // errNoTx is an id that is not in the outbox.
 var errNoTx = errors.New("no such transaction in the outbox")
 
-func (s *Store) get(ctx context.Context, id TxID) (Tx, error) {
+// Get reads a transaction.
+func (s *Store) Get(ctx context.Context, id TxID) (Tx, error) {
 	list, err := s.list(ctx, `WHERE id = ?`, id)
 	if err != nil {
 		return Tx{}, err

@@ -51,7 +51,7 @@ func TestFinalRowStays(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := s.get(t.Context(), tx.ID)
+	got, err := s.Get(t.Context(), tx.ID)
 	if err != nil || got.State != Final || !got.Succeeded || got.Hash != tx.Hash {
 		t.Errorf("a final row became %+v (%v)", got, err)
 	}
@@ -85,7 +85,7 @@ func TestOutboxRowIsWhole(t *testing.T) {
 	if err := s.insert(t.Context(), tx); err == nil {
 		t.Error("a transaction is queued whose channels were not written")
 	}
-	if _, err := s.get(t.Context(), tx.ID); err == nil {
+	if _, err := s.Get(t.Context(), tx.ID); err == nil {
 		t.Error("and it is in the outbox")
 	}
 }

@@ -42,6 +42,7 @@ type Sender struct {
 	Stuck    time.Duration // how long a version may wait before its fee is raised; 0: 1 min
 	Resend   time.Duration // how often an unmined transaction is broadcast again; 0: 20 s
 	Timeout  time.Duration // of one look at the chain, or one Submit; 0: 1 min
+	Unseen   time.Duration // how far apart looks are for what a transaction did whose receipt does not come; 0: 15 s
 	Finality uint64        // blocks after which a mined transaction is left alone; 0: 32
 	// MaxFee is the most that any version offers for a unit of gas, in wei; nil: the chain's of DefaultMaxFee. Of it a tenth
 	// at most, or 50 gwei where that is more, goes to the block's builder, whatever an endpoint suggests.
@@ -202,7 +203,7 @@ func (s *Sender) Wait(ctx context.Context, id TxID, confirmations uint64) (*Resu
 
 // result is nil while the transaction has not the confirmations.
 func (s *Sender) result(ctx context.Context, id TxID, confirmations uint64) (*Result, error) {
-	tx, err := s.Store.get(ctx, id)
+	tx, err := s.Store.Get(ctx, id)
 	if err != nil || tx.State == Pending {
 		return nil, err
 	}

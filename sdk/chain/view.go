@@ -37,8 +37,7 @@ func (e *Escrow) Views(ctx context.Context, ids []common.Hash) ([]channel.ChainV
 	return e.views(ctx, ids, e.at(nil))
 }
 
-// ViewsAt is Views as of the block with this hash and no other: after a re-org it fails instead of reading the branch
-// that won.
+// ViewsAt is Views as of the block with this hash and no other: after a re-org it fails instead of reading the branch that won.
 func (e *Escrow) ViewsAt(ctx context.Context, ids []common.Hash, block common.Hash) ([]channel.ChainView, error) {
 	caller, ok := e.backend.(bind.BlockHashContractCaller)
 	if !ok {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 )
 
 // due picks what the policy wants settled now, those in flight and those kept back aside.
@@ -303,21 +305,18 @@ func (s *Settler) transact(ctx context.Context, batch []channel.State, read time
 	for _, state := range batch {
 		before[state.ID] = state
 	}
-	result, err := s.await(ctx, id, call.Channels)
+	result, err := s.await(ctx, id, call.Channels, before)
 	if err != nil {
 		s.expect(ctx, call.Channels) // it may be on the chain all the same
 		return err
 	}
 	err = errors.Join(s.restart(ctx, result, before, read), s.report(ctx, result, before))
-	s.Expect(batch[0].Terms)
-	if refused := s.payouts.pay(ctx, purseOf(batch[0]), s.worth); refused != nil && ctx.Err() == nil { // says nothing against the settlement, which is mined
-		s.log().Warn("a payout waits", "err", refused)
-	}
+	s.Expect(batch[0].Terms) // whoever settles has it paid out when the channels are given back: a payout holds none
 	return err
 }
 
 // restart has what came in since the batch was read wait from then on: it must not look as old as what is settled.
-func (s *Settler) restart(ctx context.Context, o outcome, before map[common.Hash]channel.State, read time.Time) error {
+func (s *Settler) restart(ctx context.Context, o brought, before map[common.Hash]channel.State, read time.Time) error {
 	var settled []common.Hash
 	for id, old := range before {
 		now := o.after[id]
@@ -328,39 +327,75 @@ func (s *Settler) restart(ctx context.Context, o outcome, before map[common.Hash
 	return s.Sender.Store.Restart(ctx, s.Contract.ChainID(), s.Contract.Address(), settled, read)
 }
 
-// An outcome is a mined transaction and what the contract says of its channels since.
-type outcome struct {
+// A brought is a mined transaction and what the contract says of its channels since. Where no endpoint shows its receipt, it has
+// none.
+type brought struct {
 	*chain.Result
 	after map[common.Hash]channel.State
 }
 
-// await waits for a transaction and reads its channels from a node that has its block.
-func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Hash) (outcome, error) {
-	result, err := s.Sender.Wait(ctx, id, 1)
-	if err != nil {
-		return outcome{}, err
+// await waits for a transaction and reads its channels from a node that has its block. They are claimed meanwhile: where the
+// receipt does not come, it waits until the nonce is used or the contract shows what the transaction is for, and no longer.
+// before are the states that it settles; nil: it is not known what for.
+func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Hash, before map[common.Hash]channel.State) (brought, error) {
+	result, err := outcome.Wait(ctx, s.Sender, id, 1, func(ctx context.Context) bool { return s.settled(ctx, channels, before) })
+	var block uint64
+	switch {
+	case errors.Is(err, outcome.ErrUnseen):
+		spend(s, id)
+		result = &chain.Result{ID: id, Cost: new(big.Int)}
+		s.log().Warn("the receipt of a settlement does not come: the contract says what it brought", "tx", id, "channels", len(channels))
+	case err != nil:
+		return brought{}, err
+	default:
+		block = result.Receipt.BlockNumber.Uint64()
+		s.payouts.settledAt(ctx, channels, block)
 	}
-	s.payouts.settledAt(ctx, channels, result.Receipt.BlockNumber.Uint64())
 	pace := chain.Backoff{Least: 500 * time.Millisecond, Most: 10 * time.Second}
 	for try := 0; ; try++ {
-		after, err := s.observe(ctx, channels, result.Receipt.BlockNumber.Uint64())
+		after, err := s.observe(ctx, channels, block)
 		if err == nil || errors.Is(err, errUnknownYet) && try >= knownSoon {
 			fault.Point(fault.SettlementObserved)
-			return outcome{result, after}, nil
+			return brought{result, after}, nil
 		}
 		if try == 8 { // the next pass reads them again before it does anything
-			return outcome{}, fmt.Errorf("reading what transaction %s settled: %w", result.Hash, err)
+			return brought{}, fmt.Errorf("reading what transaction %s settled: %w", result.Hash, err)
 		}
 		if err := chain.Pause(ctx, pace.Next()); err != nil {
-			return outcome{}, err
+			return brought{}, err
 		}
 	}
 }
 
+// settled reports whether the contract shows of each channel what a transaction is for: as much as there was to pay, or all that
+// there is now where that is not known.
+func (s *Settler) settled(ctx context.Context, channels []common.Hash, before map[common.Hash]channel.State) bool {
+	now, err := s.observe(ctx, channels, 0)
+	if err != nil || len(now) == 0 {
+		return false
+	}
+	for id, state := range now {
+		left, old := state.Unsettled(), before[id]
+		if wanted := old.Payable(); before != nil {
+			left.Clear()
+			if state.Settled.Lt(&wanted) {
+				left = wanted
+			}
+		}
+		if !left.IsZero() && state.Status != channel.Finalized {
+			return false
+		}
+	}
+	return true
+}
+
 // report says what a transaction brought. A row that the contract skipped though it still has money to fetch is an error
 // that names it.
-func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]channel.State) error {
-	settlement := Settlement{Tx: o.Hash, Skipped: s.Contract.Skipped(o.Receipt), Gas: o.Cost}
+func (s *Settler) report(ctx context.Context, o brought, before map[common.Hash]channel.State) error {
+	settlement := Settlement{Tx: o.Hash, Gas: o.Cost}
+	if o.Receipt != nil {
+		settlement.Skipped = s.Contract.Skipped(o.Receipt)
+	}
 	skipped := make(map[common.Hash]chain.SkipReason)
 	for _, row := range settlement.Skipped {
 		skipped[row.Channel] = row.Reason
@@ -381,6 +416,10 @@ func (s *Settler) report(ctx context.Context, o outcome, before map[common.Hash]
 			s.backOff(id)
 			s.log().Error("channel was left out of a settlement; it is retried alone", "channel", id, "reason", reason, "unsettled", left.Dec(), "tx", o.Hash)
 			failed = errors.Join(failed, Unsettled(id, fmt.Errorf("the contract skipped it: %s", reason)))
+		}
+		if was := old.Payable(); o.Receipt == nil && now.Settled.Lt(&was) && now.Status != channel.Finalized {
+			s.backOff(id) // to settle it again costs gas
+			failed = errors.Join(failed, Unsettled(id, fmt.Errorf("transaction %s: %w, and the contract does not show it settled", o.ID, outcome.ErrUnseen)))
 		}
 	}
 	s.log().Info("settled", "tx", o.Hash, "channels", len(settlement.Channels), "skipped", len(settlement.Skipped), "paid", settlement.Paid.Dec(), "gas_wei", settlement.Gas)

@@ -1,6 +1,7 @@
 package settle_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // faulty is a store that cannot read one channel.
@@ -70,7 +72,15 @@ func TestDearestFirst(t *testing.T) {
 	}
 	var order []common.Hash
 	var paid []uint256.Int
-	for _, s := range k.Settlements() {
+	all, block := k.Settlements(), func(s settle.Settlement) uint64 {
+		receipt, err := k.Backend.TransactionReceipt(t.Context(), s.Tx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return receipt.BlockNumber.Uint64()
+	}
+	slices.SortFunc(all, func(a, b settle.Settlement) int { return cmp.Compare(block(a), block(b)) })
+	for _, s := range all {
 		order, paid = append(order, s.Channels...), append(paid, s.Paid)
 	}
 	if want := []common.Hash{ids[3], ids[1], ids[2], ids[0]}; !slices.Equal(order, want) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 )
 
 // A purse is what one transaction can pay into: one payee, one token.
@@ -28,8 +29,9 @@ type payouts struct {
 	sender   *chain.Sender
 	now      func() time.Time
 
-	paying  sync.Mutex // one payout at a time
-	mu      sync.Mutex // guards what is below
+	mu      sync.Mutex              // guards what is below
+	paying  map[purse]chan struct{} // closed when the payout of the purse that is under way is over: it has one at a time
+	slots   chan struct{}           // holds one for each payout at work
 	loaded  time.Time
 	waiting map[purse]bool
 	claimed map[purse]bool        // of which something was set aside, as far as is known, since the last payout
@@ -94,13 +96,71 @@ func (s *Settler) Recall() {
 	s.payouts.loaded = time.Time{}
 }
 
-// payWaiting fetches what a payout that failed, or never came, left behind. Nothing is lost while it waits.
-func (o *payouts) payWaiting(ctx context.Context, worth worthwhile) error {
-	waiting, err := o.purses(ctx)
+// atOnce is how many purses of one payee are paid out at a time.
+const atOnce = 16
+
+// startPayouts fetches what a payout that failed, or never came, left behind, and waits for none: what is set aside is safe, and
+// vouchers are settled meanwhile.
+func (s *Settler) startPayouts(ctx context.Context) error {
+	waiting, err := s.payouts.purses(ctx)
 	for _, p := range waiting {
-		err = errors.Join(err, o.pay(ctx, p, worth))
+		s.work.Go(func() { s.payBeside(ctx, p) })
 	}
 	return err
+}
+
+// payBeside pays a purse out that waits for it, unless that is under way.
+func (s *Settler) payBeside(ctx context.Context, p purse) {
+	leave, _ := s.payouts.enter(p)
+	if leave == nil {
+		return
+	}
+	defer leave()
+	if !s.payouts.waits(p) {
+		return
+	}
+	if err := s.payouts.fetch(ctx, p, s.worth); err != nil && ctx.Err() == nil {
+		s.log().Warn("a payout waits", "err", err)
+	}
+}
+
+// enter has the caller alone pay a purse out until it leaves. nil: somebody does, until over is closed.
+func (o *payouts) enter(p purse) (leave func(), over <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if under := o.paying[p]; under != nil {
+		return nil, under
+	}
+	if o.paying == nil {
+		o.paying = make(map[purse]chan struct{})
+	}
+	done := make(chan struct{})
+	o.paying[p] = done
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.paying, p)
+		close(done)
+	}, done
+}
+
+// payWaiting is startPayouts that waits for all of them, those that are under way included.
+func (o *payouts) payWaiting(ctx context.Context, worth worthwhile) error {
+	waiting, err := o.purses(ctx)
+	o.mu.Lock()
+	for p := range o.paying {
+		if !o.waiting[p] {
+			waiting = append(waiting, p)
+		}
+	}
+	o.mu.Unlock()
+	errs := make([]error, len(waiting))
+	var work sync.WaitGroup
+	for i, p := range waiting {
+		work.Go(func() { errs[i] = o.pay(ctx, p, worth) })
+	}
+	work.Wait()
+	return errors.Join(append(errs, err)...)
 }
 
 func (o *payouts) purses(ctx context.Context) ([]purse, error) {
@@ -126,12 +186,39 @@ func (o *payouts) purses(ctx context.Context) ([]purse, error) {
 	return waiting, nil
 }
 
-// pay has the contract pay out what it set aside for a purse, if settling does not pay at once. The contract is asked
-// each time, so that a payout that somebody else made, or a re-org undid, is no matter. The purse is taken off the list
-// before: what is set aside while this payout is under way puts it there again.
+// pay is fetch for a purse that somebody else may be paying out: it waits for that one.
 func (o *payouts) pay(ctx context.Context, p purse, worth worthwhile) error {
-	o.paying.Lock()
-	defer o.paying.Unlock()
+	for {
+		leave, over := o.enter(p)
+		if leave != nil {
+			defer leave()
+			return o.fetch(ctx, p, worth)
+		}
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// waits reports whether a purse is to be looked into.
+func (o *payouts) waits(p purse) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.waiting[p]
+}
+
+// fetch has the contract pay out what it set aside for a purse that the caller has entered, if settling does not pay at once. The
+// contract is asked each time, so that a payout that somebody else made, or a re-org undid, is no matter. The purse is taken off
+// the list before: what is set aside while this payout is under way puts it there again.
+func (o *payouts) fetch(ctx context.Context, p purse, worth worthwhile) error {
+	select {
+	case o.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-o.slots }()
 	o.mu.Lock()
 	claimed, moved := o.claimed[p], o.moved[p]
 	delete(o.waiting, p)
@@ -144,7 +231,7 @@ func (o *payouts) pay(ctx context.Context, p purse, worth worthwhile) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.wait(p)
-	if claimed {
+	if claimed && !errors.Is(err, outcome.ErrUnseen) { // its transaction is spent: one endpoint's word is not enough for another
 		o.expect(p)
 	}
 	if err == nil {
@@ -220,15 +307,18 @@ func (o *payouts) payout(ctx context.Context, p purse, worth worthwhile, claimed
 	}
 	id, err := o.sender.Submit(ctx, call)
 	var refused *chain.Revert
-	if errors.As(err, &refused) && o.paidMeanwhile(ctx, p) {
+	if errors.As(err, &refused) && o.paidMeanwhile(ctx, p, 0) {
 		return true, nil
 	}
 	var result *chain.Result
 	if err == nil {
-		result, err = o.sender.Wait(ctx, id, 1)
+		result, err = outcome.Wait(ctx, o.sender, id, 1, func(ctx context.Context) bool { return o.paidMeanwhile(ctx, p, max(moved, due.Newest)) })
 	}
 	var reverted *chain.Reverted
-	if errors.As(err, &reverted) && o.paidMeanwhile(ctx, p) {
+	if errors.As(err, &reverted) && o.paidMeanwhile(ctx, p, 0) {
+		return true, nil
+	}
+	if errors.Is(err, outcome.ErrUnseen) && o.paidMeanwhile(ctx, p, max(moved, due.Newest)) {
 		return true, nil
 	}
 	if err != nil {
@@ -259,11 +349,13 @@ func (s *Settler) worth(ctx context.Context, amount uint256.Int) bool {
 	return cost.known() && s.Policy.within(&cost.Batch, &amount)
 }
 
-// paidMeanwhile reports whether nothing waits for a purse any more: somebody else may have been faster.
-func (o *payouts) paidMeanwhile(ctx context.Context, p purse) bool {
+// paidMeanwhile reports whether nothing waits for a purse any more, by the word of two endpoints that know a block: somebody else may
+// have been faster, or a payout's receipt does not come.
+func (o *payouts) paidMeanwhile(ctx context.Context, p purse, since uint64) bool {
 	_, due, err := o.contract.PayoutCall(ctx, p.payee, p.token)
-	if err == nil {
-		o.hold(p, due.Int)
+	if err != nil || due.Known < since {
+		return false
 	}
-	return err == nil && due.IsZero()
+	o.hold(p, due.Int)
+	return due.IsZero()
 }

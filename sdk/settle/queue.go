@@ -1,7 +1,6 @@
 package settle
 
 import (
-	"context"
 	"sync"
 	"time"
 
@@ -17,8 +16,17 @@ type queue struct {
 	mu       sync.Mutex
 	sequence uint64                   // how often something was called urgent
 	urged    map[common.Hash]uint64   // and at which number, the newest
-	claimed  map[common.Hash]uint64   // somebody is settling it, and has heard this many
+	claims   uint64                   // how often channels were claimed in order to settle them
+	claimed  map[common.Hash]claim    // somebody is settling it
+	tried    map[common.Hash]uint64   // and has done so, whatever came of it: the claim's number
 	kept     map[common.Hash]*backoff // it failed alone
+}
+
+// A claim is one goroutine's, for as long as its own transaction of the channel takes and no longer: who waits for others meanwhile
+// holds none.
+type claim struct {
+	heard  uint64 // how often something had been called urgent
+	number uint64 // among all claims; 0: nothing is settled, what is under way is waited for
 }
 
 // A backoff keeps a channel that failed out of the others' way for a while.
@@ -62,44 +70,76 @@ func (q *queue) heard() uint64 {
 	return q.sequence
 }
 
-// claim takes those of the channels that nobody else settles at this moment.
+// claim takes those of the channels that nobody else settles at this moment, in order to settle them.
 func (q *queue) claim(states []channel.State) []channel.State {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.claims++
+	return q.take(states, q.claims)
+}
+
+// watch takes those for which a transaction is under way.
+func (q *queue) watch(states []channel.State) []channel.State {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.take(states, 0)
+}
+
+// take is claim under a number. The lock is held.
+func (q *queue) take(states []channel.State, number uint64) (mine []channel.State) {
 	if q.claimed == nil {
-		q.claimed = make(map[common.Hash]uint64)
+		q.claimed, q.tried = make(map[common.Hash]claim), make(map[common.Hash]uint64)
 	}
-	var mine []channel.State
 	for _, state := range states {
 		if _, taken := q.claimed[state.ID]; !taken {
-			q.claimed[state.ID] = q.sequence
+			q.claimed[state.ID] = claim{q.sequence, number}
 			mine = append(mine, state)
 		}
 	}
 	return mine
 }
 
-// acquire claims all of the channels, waiting for who settles them already.
-func (q *queue) acquire(ctx context.Context, states []channel.State) ([]channel.State, error) {
-	var mine []channel.State
-	for {
-		got := q.claim(states)
-		mine = append(mine, got...)
-		states = except(states, got)
-		if len(states) == 0 {
-			return mine, nil
-		}
-		if err := chain.Pause(ctx, 100*time.Millisecond); err != nil {
-			q.release(mine)
-			return nil, err
-		}
-	}
+// mark is what claims are newer than that begin from now on.
+func (q *queue) mark() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.claims
 }
 
+// sort claims those of the channels that are free, and tells those that somebody else has tried by a claim since a mark from those
+// that somebody has.
+func (q *queue) sort(states []channel.State, since uint64) (mine, tried, left []channel.State) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, state := range states {
+		if q.tried[state.ID] > since {
+			tried = append(tried, state)
+		} else {
+			left = append(left, state)
+		}
+	}
+	q.claims++
+	mine = q.take(left, q.claims)
+	return mine, tried, except(left, mine)
+}
+
+// release gives channels back as they were.
 func (q *queue) release(states []channel.State) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, state := range states {
+		delete(q.claimed, state.ID)
+	}
+}
+
+// done gives channels back that were settled, or could not be.
+func (q *queue) done(states []channel.State) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, state := range states {
+		if c := q.claimed[state.ID]; c.number > 0 {
+			q.tried[state.ID] = c.number
+		}
 		delete(q.claimed, state.ID)
 	}
 }
@@ -122,7 +162,7 @@ func (q *queue) free(states []channel.State, now time.Time) (free []channel.Stat
 func (q *queue) served(id common.Hash) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.urged[id] <= q.claimed[id] {
+	if q.urged[id] <= q.claimed[id].heard {
 		delete(q.urged, id)
 	}
 }
@@ -155,6 +195,11 @@ func (q *queue) forget(unsettled []channel.State, heard uint64) {
 	for id := range q.kept {
 		if !waiting[id] {
 			delete(q.kept, id)
+		}
+	}
+	for id := range q.tried {
+		if !waiting[id] {
+			delete(q.tried, id)
 		}
 	}
 }

@@ -28,13 +28,20 @@ type Book struct {
 	looked atomic.Int64 // when the watcher had looked last, nanoseconds since the service began
 }
 
+// Blindness is how long one of several processes may go on to serve whose looks at the chain fail: three that take as long as one
+// may. The grace period of an escrow is several times that.
+const Blindness = 3 * time.Minute
+
 // Service watches every contract of a payee, works the outbox, settles and tells the watchtowers. Of the processes that share a
 // database one runs it at a time: two would pay the gas of each settlement twice.
 type Service struct {
 	Sender *chain.Sender
 	Feed   Feed
 	Books  []*Book
-	began  time.Time
+	// Blind is how long its looks at the chain may fail, though its endpoint answers, before Run ends: another process may have
+	// another endpoint. 0: for ever.
+	Blind time.Duration
+	began time.Time
 }
 
 // NewService returns a service over books whose settlers send by sender. Its settlers hear of what the watchers see, before each
@@ -75,6 +82,9 @@ func (s *Service) Run(ctx context.Context) error {
 	parts := []func(context.Context) error{s.Sender.Run, s.Feed.Run}
 	for _, b := range s.Books {
 		parts = append(parts, b.Watcher.Run, b.Settler.Run)
+	}
+	if s.Blind > 0 {
+		parts = append(parts, s.watchLooks)
 	}
 	return run.Together(ctx, parts...)
 }
@@ -134,6 +144,16 @@ func (s *Service) Looked() (oldest time.Time) {
 		}
 	}
 	return oldest
+}
+
+// watchLooks ends where the service is blind, whatever its other parts wait for.
+func (s *Service) watchLooks(ctx context.Context) error {
+	for chain.Pause(ctx, min(2*time.Second, s.Blind)) == nil {
+		if err := s.CheckLooks(s.Blind); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // CheckLooks fails where a contract's channels were not read for longer than limit: its payers may ask to close unseen.

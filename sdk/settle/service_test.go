@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -43,5 +44,35 @@ func TestServiceSettlesWhatCloses(t *testing.T) {
 	}
 	if looked := service.Looked(); !strings.Contains(looked.String(), " m=") {
 		t.Errorf("it looked at %s: who sets the wall clock makes that older or newer", looked)
+	}
+}
+
+// TestBlindServiceEndsWhileItSettles: a service whose looks fail ends also while a call of Settle waits for a transaction that no
+// block takes: another process may lead then.
+func TestBlindServiceEndsWhileItSettles(t *testing.T) {
+	k := newTill(t)
+	bad := badrpc.New(t, k.URL)
+	k.on(t, bad.URL)
+	service := settle.NewService(k.Sender, make(hurries, 16), &settle.Book{Watcher: k.Watcher, Settler: k.Settler})
+	service.Blind = 2 * time.Second
+	terms := k.Open(1, 1000)
+	k.Accept(terms, 400)
+	bad.Instead("eth_sendRawTransaction", badrpc.Status(503))
+	ended := make(chan error, 1)
+	go func() { ended <- service.Run(t.Context()) }()
+	go func() { _ = service.Settle(t.Context()) }()
+	k.Eventually("it has looked, and a settlement is under way", func() bool {
+		flying, err := k.Sender.InFlight(t.Context())
+		return err == nil && len(flying) == 1 && !service.Looked().IsZero()
+	})
+	bad.On("eth_call", badrpc.Status(503)) // its newest block is known all the same
+	k.Mine(t, 1)
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "were not read for") {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it goes on")
 	}
 }

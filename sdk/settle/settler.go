@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/big"
 	"sync"
 	"time"
@@ -17,7 +18,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 )
 
-// A Settlement is one transaction that was mined and what it brought.
+// A Settlement is one transaction that was mined and what it brought. Where the contract shows that and no endpoint the receipt, Tx
+// and Gas are zero.
 type Settlement struct {
 	Tx       common.Hash
 	Channels []common.Hash // those that were paid
@@ -49,6 +51,7 @@ type Settler struct {
 	queue   queue
 	mu      sync.Mutex
 	ahead   map[common.Hash]ahead
+	unseen  map[chain.TxID]uint64 // those whose receipt was waited for in vain, and their nonce, once it was read
 	payouts payouts
 	work    sync.WaitGroup
 }
@@ -57,7 +60,9 @@ func (s *Settler) init() {
 	s.once.Do(func() {
 		s.wake = make(chan struct{}, 1)
 		s.ahead = make(map[common.Hash]ahead)
+		s.unseen = make(map[chain.TxID]uint64)
 		s.payouts.payee, s.payouts.contract, s.payouts.sender, s.payouts.now = s.Payee, s.Contract, s.Sender, s.now
+		s.payouts.slots = make(chan struct{}, atOnce)
 	})
 }
 
@@ -103,17 +108,21 @@ func (s *Settler) Run(ctx context.Context) error {
 	}
 }
 
-// pass starts the settlement of everything that is due.
+// pass starts the settlement of everything that is due, and then the payout of what was set aside: that is safe, and a voucher is
+// not. It waits for neither.
 func (s *Settler) pass(ctx context.Context) error {
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
-	if err := s.payouts.payWaiting(ctx, s.worth); err != nil { // no reason not to settle: what is set aside is safe, and a voucher is not
-		if ctx.Err() != nil {
-			return err
-		}
-		s.log().Warn("a payout waits", "err", err)
+	err := s.startDue(ctx)
+	if failed := s.startPayouts(ctx); failed != nil && ctx.Err() == nil {
+		s.log().Warn("payouts wait", "err", failed)
 	}
+	return err
+}
+
+// startDue starts the settlement of what the policy wants settled.
+func (s *Settler) startDue(ctx context.Context) error {
 	heard := s.queue.heard()
 	states, err := s.unsettled(ctx)
 	if err != nil {
@@ -132,57 +141,110 @@ func (s *Settler) pass(ctx context.Context) error {
 		return err
 	}
 	for _, batch := range s.batches(due) {
-		s.start(ctx, batch, read)
+		s.start(ctx, &s.work, batch, read, func(err error) {
+			if err != nil && ctx.Err() == nil {
+				s.log().Error("settlement failed", "channels", len(batch), "err", err)
+			}
+			s.payBeside(ctx, purseOf(batch[0]))
+		})
 	}
 	return nil
 }
 
-// start returns when the batch is in the outbox or was refused: what comes after it takes no coin from it.
-func (s *Settler) start(ctx context.Context, batch []channel.State, read time.Time) {
-	s.work.Add(1)
+// start returns when the batch is in the outbox or was refused: what comes after it takes no coin from it. Its channels are given
+// back when it is over, and then ended is called, before work is done.
+func (s *Settler) start(ctx context.Context, work *sync.WaitGroup, batch []channel.State, read time.Time, ended func(error)) {
 	submitted := make(chan struct{})
 	sent := sync.OnceFunc(func() { close(submitted) })
-	defer func() { <-submitted }()
-	go func() {
-		defer s.work.Done()
-		defer s.queue.release(batch)
+	work.Go(func() {
 		defer sent()
-		if err := s.settle(ctx, batch, read, sent); err != nil && ctx.Err() == nil {
-			s.log().Error("settlement failed", "channels", len(batch), "err", err)
-		}
-	}()
+		err := s.settle(ctx, batch, read, sent)
+		s.queue.done(batch)
+		sent()
+		ended(err)
+	})
+	<-submitted
 }
 
 // Settle settles channels now, and returns when that is done. If none is named it settles all that have something to
 // settle, and fetches all that the contract set aside, however little: the policy plays no part. The
-// error names every channel that could not be settled.
+// error names every channel that could not be settled. What somebody else settles at this moment comes last, and nothing is held
+// until then.
 func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 	s.init()
 	if err := s.resume(ctx); err != nil {
 		return err
 	}
+	since := s.queue.mark()
 	states, err := s.unsettled(ctx)
 	if err != nil {
 		return err
 	}
-	mine, err := s.queue.acquire(ctx, only(states, ids))
-	if err != nil {
+	left, err := s.settleFree(ctx, only(states, ids), since)
+	worth := s.worth
+	if len(ids) == 0 {
+		s.Recall()
+		worth = whatever
+	}
+	err = errors.Join(err, s.payouts.payWaiting(ctx, worth))
+	if len(left) == 0 {
 		return err
 	}
+	for len(left) > 0 {
+		if ended := chain.Pause(ctx, 100*time.Millisecond); ended != nil {
+			for _, state := range left {
+				err = errors.Join(err, Unsettled(state.ID, fmt.Errorf("a transaction that settles it is under way: %w", ended)))
+			}
+			return err
+		}
+		var failed error
+		left, failed = s.settleFree(ctx, left, since)
+		err = errors.Join(err, failed)
+	}
+	return errors.Join(err, s.payouts.payWaiting(ctx, worth))
+}
+
+// settleFree settles those of the channels that nobody else settles. It returns those that somebody does, if it was not in time
+// for what had been accepted at the mark.
+func (s *Settler) settleFree(ctx context.Context, states []channel.State, since uint64) (left []channel.State, err error) {
+	mine, tried, left := s.queue.sort(states, since)
+	err = missed(ctx, s, tried)
 	read := s.now()
-	fresh, err := s.refresh(ctx, mine)
-	defer s.queue.release(fresh)
+	fresh, failed := s.refresh(ctx, mine)
+	if failed != nil {
+		s.queue.release(fresh)
+		return left, errors.Join(err, failed)
+	}
+	var work sync.WaitGroup
+	var mu sync.Mutex // guards err
+	for _, batch := range s.batches(fresh) {
+		s.start(ctx, &work, batch, read, func(failed error) {
+			mu.Lock()
+			defer mu.Unlock()
+			err = errors.Join(err, failed)
+		})
+	}
+	work.Wait()
+	return left, err
+}
+
+// missed names those of the channels that somebody else has tried to settle and that still are not.
+func missed(ctx context.Context, s *Settler, tried []channel.State) error {
+	ids := make([]common.Hash, len(tried))
+	for i, state := range tried {
+		ids[i] = state.ID
+	}
+	now, err := s.observe(ctx, ids, 0)
 	if err != nil {
 		return err
 	}
-	for _, batch := range s.batches(fresh) {
-		err = errors.Join(err, s.settle(ctx, batch, read, func() {}))
+	for _, was := range tried {
+		state, wanted := now[was.ID], was.Payable()
+		if state.Settled.Lt(&wanted) && state.Status != channel.Finalized {
+			err = errors.Join(err, Unsettled(was.ID, errors.New("another settlement of it ended meanwhile, and the log says why it failed")))
+		}
 	}
-	if len(ids) > 0 {
-		return errors.Join(err, s.payouts.payWaiting(ctx, s.worth))
-	}
-	s.Recall()
-	return errors.Join(err, s.payouts.payWaiting(ctx, whatever))
+	return err
 }
 
 // State reads a channel from the contract, and counts as settled what a settlement of ours brought that one of two endpoints does not
@@ -201,7 +263,7 @@ func (s *Settler) State(ctx context.Context, id common.Hash) (channel.State, err
 
 // resume takes over what is under way already, since before the program last stopped or since a re-org undid it: those
 // channels are settled by a transaction that is in the outbox, and a second one would only cost gas. What is sent for payers
-// is not waited for.
+// is not waited for, nor what was waited for in vain.
 func (s *Settler) resume(ctx context.Context) error {
 	if err := s.Sender.Sync(ctx); err != nil {
 		return err
@@ -210,15 +272,16 @@ func (s *Settler) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	spent := spentOf(s, flying)
 	for _, tx := range flying {
-		if tx.Call.To != s.Contract.Address() || tx.Most != nil {
+		if tx.Call.To != s.Contract.Address() || tx.Most != nil || spent[tx.ID] {
 			continue // another contract's, which the same key settles; or one for a payer, which gives way to a settlement
 		}
 		var states []channel.State
 		for _, id := range tx.Call.Channels {
 			states = append(states, channel.State{ID: id})
 		}
-		mine := s.queue.claim(states)
+		mine := s.queue.watch(states)
 		if len(mine) == 0 {
 			continue
 		}
@@ -227,12 +290,37 @@ func (s *Settler) resume(ctx context.Context) error {
 			defer s.work.Done()
 			defer s.queue.release(mine)
 			defer s.expect(ctx, tx.Call.Channels)
-			if _, err := s.await(ctx, tx.ID, tx.Call.Channels); err != nil && ctx.Err() == nil {
+			if _, err := s.await(ctx, tx.ID, tx.Call.Channels, nil); err != nil && ctx.Err() == nil {
 				s.log().Warn("resumed transaction", "tx", tx.ID, "call", tx.Call.String(), "err", err)
 			}
 		}()
 	}
 	return nil
+}
+
+// spend notes that a transaction's receipt was waited for in vain: nothing is kept for it any more.
+func spend(s *Settler, id chain.TxID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unseen[id] = noNonce
+}
+
+// noNonce is no transaction's.
+const noNonce = math.MaxUint64
+
+// spentOf are those of the transactions whose receipt was waited for in vain. One that was signed anew since, under another nonce, is
+// under way again.
+func spentOf(s *Settler, flying []chain.Tx) map[chain.TxID]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	still, spent := make(map[chain.TxID]uint64), make(map[chain.TxID]bool)
+	for _, tx := range flying {
+		if nonce, found := s.unseen[tx.ID]; found && (nonce == noNonce || nonce == tx.Nonce) {
+			still[tx.ID], spent[tx.ID] = tx.Nonce, true
+		}
+	}
+	s.unseen = still
+	return spent
 }
 
 // backOff keeps a channel away for a while. A tenth of the grace period is the longest: there must be many tries left before its

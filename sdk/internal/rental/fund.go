@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -110,8 +111,24 @@ func (l *Deposits) neverFunded(ctx context.Context) error {
 // Transfer sends a call about this channel that pulls amount from an approval,
 // unless the outbox holds the same one after the first `after` of its kind: a
 // crash must not send it twice. No other rental of this renter approves or
-// spends meanwhile: one approval would overwrite the other.
+// spends meanwhile: one approval would overwrite the other. Once the nonce is
+// used the approval is spent, and the receipt is waited for beside the others;
+// where it does not come, the error is outcome.ErrUnseen, and the outbox knows the
+// transaction at the next try.
 func (l *Deposits) Transfer(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
+	id, err := l.Outgoing(ctx, call.Kind, after)
+	if err == nil && (id == "" || !outcome.Used(ctx, l.Wallet.Sender, id, l.Wallet.Confirmations)) {
+		return l.spend(ctx, amount, call, after)
+	}
+	if err != nil {
+		return nil, err
+	}
+	result, err := outcome.Wait(ctx, l.Wallet.Sender, id, l.Wallet.Confirmations, nil)
+	return result, l.Unapproved(ctx, amount, err)
+}
+
+// spend is Transfer while no other rental approves or spends.
+func (l *Deposits) spend(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
 	release, err := l.account.spending.acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -119,7 +136,7 @@ func (l *Deposits) Transfer(ctx context.Context, amount uint256.Int, call chain.
 	defer release()
 	id, err := l.Outgoing(ctx, call.Kind, after)
 	if err == nil && id == "" {
-		if err = l.Wallet.Token.Allow(ctx, l.Wallet.Sender, l.Terms.Escrow, amount, l.Wallet.Confirmations); err == nil {
+		if err = outcome.Allow(ctx, l.Wallet.Token, l.Wallet.Sender, l.Terms.Escrow, amount, l.Wallet.Confirmations); err == nil {
 			err = l.pledge(ctx, func() error {
 				id, err = l.Wallet.Sender.SubmitAfter(ctx, call)
 				return err
@@ -129,7 +146,7 @@ func (l *Deposits) Transfer(ctx context.Context, amount uint256.Int, call chain.
 	if err != nil {
 		return nil, l.Unapproved(ctx, amount, err)
 	}
-	result, err := l.Wallet.Sender.Wait(ctx, id, l.Wallet.Confirmations)
+	result, err := outcome.Wait(ctx, l.Wallet.Sender, id, l.Wallet.Confirmations, nil)
 	return result, l.Unapproved(ctx, amount, err)
 }
 

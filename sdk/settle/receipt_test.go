@@ -1,0 +1,187 @@
+package settle_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core/types"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+)
+
+// unindexed is a node that takes and mines a transaction and does not come to say so, as one that indexes anew after a stop.
+type unindexed struct {
+	chain.Backend
+	mu     sync.Mutex
+	next   bool // the next transaction is one of these
+	hidden map[common.Hash]bool
+}
+
+// unindexed has a till begin anew on such a node.
+func (k *till) unindexed() *unindexed {
+	u := &unindexed{Backend: k.Backend, hidden: make(map[common.Hash]bool)}
+	k.Restart(u)
+	return u
+}
+
+func (u *unindexed) hideNext() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.next = true
+}
+
+func (u *unindexed) SendTransaction(ctx context.Context, tx *types.Transaction) error {
+	u.mu.Lock()
+	if u.next {
+		u.next, u.hidden[tx.Hash()] = false, true
+	}
+	u.mu.Unlock()
+	return u.Backend.SendTransaction(ctx, tx)
+}
+
+func (u *unindexed) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.hidden[hash] {
+		return nil, errors.New("transaction indexing is in progress")
+	}
+	return u.Backend.TransactionReceipt(ctx, hash)
+}
+
+// serves runs everything, and has what closes settled at once, as a Service does.
+func (k *till) serves() {
+	k.Watcher.OnChange = func(_, now channel.State) {
+		if now.Status == channel.Closing {
+			k.Settler.Urgent(now.ID)
+		}
+	}
+	k.Run(k.Sender.Run)
+	k.Run(k.Settler.Run)
+	k.Run(k.Watcher.Run)
+}
+
+// Calls of Settle beside a settlement that is under way hold no channel while they wait for that one: what is free is settled
+// at once, and each call ends once everything is.
+func TestSettleHoldsNothingWhileItWaits(t *testing.T) {
+	k := newTill(t)
+	a, b := k.Open(1, 1000), k.Open(2, 1000)
+	k.Mine(t, 5)
+	k.Accept(a, 100)
+	k.serves()
+	flying := func(n int) func() bool {
+		return func() bool { f, err := k.Sender.InFlight(t.Context()); return err == nil && len(f) == n }
+	}
+	k.Automine(t, false)
+	k.Settler.Urgent(a.ID())
+	k.Eventually("a settlement is under way", flying(1))
+	k.Accept(a, 150)
+	k.Accept(b, 700)
+	done := make(chan error, 3)
+	for range cap(done) {
+		go func() { done <- k.Settler.Settle(t.Context()) }()
+	}
+	k.Eventually("the other channel is being settled, too", flying(2))
+	k.Automine(t, true)
+	k.Mine(t, 1)
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	k.Balance(850)
+	if n := nonceOf(t, k); n != 3 {
+		t.Errorf("%d transactions, want three settlements", n)
+	}
+}
+
+// A payout whose receipt does not come, of money that is safe, holds up no settlement.
+func TestPayoutWithoutReceiptHoldsUpNothing(t *testing.T) {
+	k := newTill(t)
+	node := k.unindexed()
+	k.Sender.Unseen = time.Hour
+	a, b := k.Open(1, 1000), k.Open(2, 1000)
+	k.Mine(t, 5)
+	k.Accept(a, 100)
+	resume := k.PauseToken(t)
+	_ = k.Settler.Settle(t.Context()) // the token refuses: it is credited
+	node.hideNext()
+	resume()
+	k.serves()
+	k.Eventually("the payout is on the chain", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
+	k.Accept(b, 700)
+	k.RequestClose(b)
+	k.Eventually("what closes is settled", func() bool { s := k.State(b); return is(s.Settled, 700) })
+	k.Balance(800)
+}
+
+// A payout whose receipt does not come ends when the contract says that nothing is due any more: who settles does not wait for the
+// receipt, and what is credited later is paid out.
+func TestPayoutEndsByTheContract(t *testing.T) {
+	k := newTill(t)
+	node := k.unindexed()
+	a := k.Open(1, 1000)
+	k.Mine(t, 5)
+	for _, total := range []uint64{100, 300} {
+		k.Accept(a, total)
+		resume := k.PauseToken(t)
+		if err := k.Settler.Settle(t.Context()); err == nil {
+			t.Fatal("the token did not refuse")
+		}
+		node.hideNext()
+		resume()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		if err := k.Settler.Settle(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		k.Balance(total)
+		if held := k.Settler.Held(); !held.IsZero() {
+			t.Errorf("%s are held", held.Dec())
+		}
+	}
+	if n := nonceOf(t, k); n != 4 {
+		t.Errorf("%d transactions, want two settlements and two payouts", n)
+	}
+}
+
+// A settlement whose receipt does not come lets go of its channels when its nonce is used, also after a restart: what is
+// vouchered since is settled once, and so are the others, and a call of Settle ends.
+func TestSettlementWithoutReceiptLetsGo(t *testing.T) {
+	for name, restart := range map[string]bool{"at once": false, "after a restart": true} {
+		t.Run(name, func(t *testing.T) {
+			k := newTill(t)
+			node := k.unindexed()
+			a, b := k.Open(1, 1000), k.Open(2, 1000)
+			k.Mine(t, 5)
+			k.Accept(a, 100)
+			node.hideNext()
+			if restart {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				_ = k.Settler.Settle(ctx)
+				cancel()
+				k.Restart(node)
+			}
+			k.serves()
+			k.Settler.Urgent(a.ID())
+			k.Eventually("the settlement is on the chain", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
+			k.Accept(a, 300)
+			k.Accept(b, 700)
+			k.RequestClose(a)
+			k.Eventually("what closes is settled", func() bool { s := k.State(a); return is(s.Settled, 300) })
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := k.Settler.Settle(ctx); err != nil {
+				t.Error(err)
+			}
+			k.Balance(1000)
+			if n := nonceOf(t, k); n != 3 {
+				t.Errorf("%d transactions, want three settlements", n)
+			}
+		})
+	}
+}
