@@ -161,6 +161,9 @@ func (l *leaseStream) drain(outer context.Context, last uint64) error {
 
 // RequestClose ends payments, on disk first, and asks the provider to close.
 func (l *Lease) RequestClose(ctx context.Context) error {
+	if err := l.payRest(ctx); err != nil {
+		boundlog.Warn(l.Wallet.Log, "what a top-up that came late may cover is not paid", l.ID, err)
+	}
 	voucher, err := l.Newest(ctx)
 	if err != nil {
 		return err
@@ -181,6 +184,23 @@ func (l *Lease) RequestClose(ctx context.Context) error {
 		return nil // closed by an earlier request, whose answer got lost
 	}
 	return fmt.Errorf("channel %s: %w: leave it: %w", l.ID, peer.ErrRefused, err)
+}
+
+// payRest pays what was owed beyond the deposit that this database knew when the last record was paid: a top-up may have come since, of
+// a process that died before it saw it.
+func (l *Lease) payRest(ctx context.Context) error {
+	owed := l.Owed()
+	if !l.Row.Deposit.Lt(&owed) || l.Row.Dispute != "" || l.Checker == nil {
+		return nil
+	}
+	seen, err := l.Look(ctx, l.Wallet.Confirmations)
+	if err != nil || !seen.There {
+		return err
+	}
+	if _, err := l.Payer.Observe(ctx, l.ID, seen.ChainView); err != nil {
+		return err
+	}
+	return l.PayExact(ctx)
 }
 
 // GiveBack ends the lease of a channel that is paid no more, keeps its last record, and forgets a top-up that was not signed. A
