@@ -335,7 +335,7 @@ func TestNodeThatAlwaysHasMore(t *testing.T) {
 func TestNodeThatTalks(t *testing.T) {
 	o := newOutpost(t)
 	var said atomic.Int64
-	lies(o, "/sync", func(l *nodelink.Lease) { l.Reason = fmt.Sprint(said.Add(1), strings.Repeat("x\n", 1<<18)) })
+	lies(o, "/sync", func(l *nodelink.Lease) { l.Reason = fmt.Sprint(said.Add(1), strings.Repeat("x\n", 1<<16)) })
 	var log tally
 	r := newRig(t, o.link, generousCredit, func(c *ProviderConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	lease := r.open(1, 300_000, "")
