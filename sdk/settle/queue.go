@@ -18,7 +18,7 @@ type queue struct {
 	urged    map[common.Hash]uint64   // and at which number, the newest
 	claims   uint64                   // how often channels were claimed in order to settle them
 	claimed  map[common.Hash]claim    // somebody is settling it
-	tried    map[common.Hash]uint64   // and has done so, whatever came of it: the claim's number
+	tried    map[common.Hash]attempt  // and has done so
 	kept     map[common.Hash]*backoff // it failed alone
 }
 
@@ -27,6 +27,12 @@ type queue struct {
 type claim struct {
 	heard  uint64 // how often something had been called urgent
 	number uint64 // among all claims; 0: nothing is settled, what is under way is waited for
+}
+
+// An attempt is what came of the newest claim of a channel that is over.
+type attempt struct {
+	number uint64 // the claim's
+	err    error
 }
 
 // A backoff keeps a channel that failed out of the others' way for a while.
@@ -88,7 +94,7 @@ func (q *queue) watch(states []channel.State) []channel.State {
 // take is claim under a number. The lock is held.
 func (q *queue) take(states []channel.State, number uint64) (mine []channel.State) {
 	if q.claimed == nil {
-		q.claimed, q.tried = make(map[common.Hash]claim), make(map[common.Hash]uint64)
+		q.claimed, q.tried = make(map[common.Hash]claim), make(map[common.Hash]attempt)
 	}
 	for _, state := range states {
 		if _, taken := q.claimed[state.ID]; !taken {
@@ -112,7 +118,7 @@ func (q *queue) sort(states []channel.State, since uint64) (mine, tried, left []
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, state := range states {
-		if q.tried[state.ID] > since {
+		if q.tried[state.ID].number > since {
 			tried = append(tried, state)
 		} else {
 			left = append(left, state)
@@ -132,13 +138,20 @@ func (q *queue) release(states []channel.State) {
 	}
 }
 
-// done gives channels back that were settled, or could not be.
-func (q *queue) done(states []channel.State) {
+// why is what the newest claim of a channel failed by; nil: by nothing that concerns it.
+func (q *queue) why(id common.Hash) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.tried[id].err
+}
+
+// done gives channels back that were settled, or could not be (err).
+func (q *queue) done(states []channel.State, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, state := range states {
 		if c := q.claimed[state.ID]; c.number > 0 {
-			q.tried[state.ID] = c.number
+			q.tried[state.ID] = attempt{c.number, err}
 		}
 		delete(q.claimed, state.ID)
 	}

@@ -159,7 +159,7 @@ func (s *Settler) start(ctx context.Context, work *sync.WaitGroup, batch []chann
 	work.Go(func() {
 		defer sent()
 		err := s.settle(ctx, batch, read, sent)
-		s.queue.done(batch)
+		s.queue.done(batch, err)
 		sent()
 		ended(err)
 	})
@@ -241,7 +241,11 @@ func missed(ctx context.Context, s *Settler, tried []channel.State) error {
 	for _, was := range tried {
 		state, wanted := now[was.ID], was.Payable()
 		if state.Settled.Lt(&wanted) && state.Status != channel.Finalized {
-			err = errors.Join(err, Unsettled(was.ID, errors.New("another settlement of it ended meanwhile, and the log says why it failed")))
+			failed := errors.New("another settlement of it ended meanwhile")
+			if why := s.queue.why(was.ID); why != nil {
+				failed = fmt.Errorf("%w: %w", failed, why)
+			}
+			err = errors.Join(err, Unsettled(was.ID, failed))
 		}
 	}
 	return err
