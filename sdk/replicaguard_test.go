@@ -217,19 +217,25 @@ func TestSuspendedWhileTheDatabaseWasAway(t *testing.T) {
 	if row := lease.row(); row.State != wire.StateActive {
 		t.Fatalf("the lease is %s on disk", row.State)
 	}
-	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) != nil })
 	waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
-	l := r.provider.running(lease.terms.ID())
-	before := l.Meter.Allocated()
+	allocated := func() (ns int64) {
+		t.Helper()
+		waitFor(t, func() bool { // none runs where the gateway stood down, and another does afterwards
+			l := r.provider.running(lease.terms.ID())
+			if l != nil {
+				ns = l.Meter.Allocated()
+			}
+			return l != nil
+		})
+		return ns
+	}
+	before := allocated()
 	testclock.Sleep(500 * time.Millisecond)
-	if now := l.Meter.Allocated(); now != before {
+	if now := allocated(); now != before {
 		t.Errorf("%s are billed of devices that are suspended", time.Duration(now-before))
 	}
 	mend(t, command[0])
-	waitFor(t, func() bool {
-		l := r.provider.running(lease.terms.ID()) // another one where the gateway stood down meanwhile
-		return l != nil && l.Meter.Allocated() > before
-	})
+	waitFor(t, func() bool { return allocated() > before })
 }
 
 // TestDevicesThatNeedNoResume: a command that refuses to resume what is not suspended ends no lease that goes on.

@@ -313,13 +313,18 @@ func (s Leases) NextStream(ctx context.Context, id common.Hash) (number uint64, 
 	return number, err
 }
 
-// SetHeld remembers of an ended lease whether its devices are still to be taken
-// back.
-func (s Leases) SetHeld(ctx context.Context, id string, held int) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET held = ? WHERE id = ?`), held, id)
+// GiveUp asks no more for the devices of an ended lease, and says whether anybody asked until now.
+func (s Leases) GiveUp(ctx context.Context, id string) (held bool, err error) {
+	err = s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		changed, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET held = 0 WHERE id = ? AND held <> 0`), id)
+		if err != nil {
+			return err
+		}
+		n, err := changed.RowsAffected()
+		held = n > 0
 		return err
 	})
+	return held, err
 }
 
 // IdleSince returns the channels on which no lease runs and whose last one ended in a time, unix seconds.

@@ -62,10 +62,17 @@ func (n *Nodes) Collect(ctx context.Context) error {
 	return err
 }
 
-// giveUp asks no more for what a node metered of a lease.
+// giveUp asks no more for what a node metered of a lease. Passes that overlap, of this gateway or of another, may give up the same
+// lease: it is counted by the one that has it on disk.
 func (n *Nodes) giveUp(ctx context.Context, row leasestore.Row, why error) error {
-	n.forgo(row, why)
-	return errors.Join(n.Config.Store.Leases.SetHeld(ctx, row.ID, 0), n.Config.Shares.end(ctx, common.HexToHash(row.ID)))
+	held, err := n.Config.Store.Leases.GiveUp(ctx, row.ID)
+	if err != nil {
+		return err
+	}
+	if held {
+		n.forgo(row, why)
+	}
+	return n.Config.Shares.end(ctx, common.HexToHash(row.ID))
 }
 
 // absence is for how long a node that was asked has not said what it metered of a lease.

@@ -290,13 +290,15 @@ func (n *Nodes) Release(ctx context.Context, a gpu.Allocation) error {
 	if err == nil && row.Term != a.Term {
 		return fmt.Errorf("lease %s: %w", a.LeaseID, leasestore.ErrNotOwner)
 	}
-	if err := n.TakeOver(ctx, c, row); errors.Is(err, ErrInvalidRecord) {
-		n.forgo(row, err)
-	} else if err != nil {
-		return err
+	refused := n.TakeOver(ctx, c, row)
+	if refused != nil && !errors.Is(refused, ErrInvalidRecord) {
+		return refused
 	}
 	if err := n.End(ctx, c, a.LeaseID, nodelink.End{Reason: cmp.Or(row.Reason, "its gateway ends it"), Closed: true, Fence: nodelink.InTerm(a.Term)}); err != nil {
-		return err
+		return errors.Join(refused, err)
+	}
+	if refused != nil { // counted once, though a node that does not hear the end is asked again
+		n.forgo(row, refused)
 	}
 	return n.Config.Shares.end(ctx, a.LeaseID)
 }
