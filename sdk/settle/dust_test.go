@@ -33,6 +33,33 @@ func TestDustWaits(t *testing.T) {
 	k.Eventually("what is closing is settled, however little", func() bool { s := k.State(small); return is(s.Settled, 1) })
 }
 
+// TestDustIsUrgentNoMore: a lease that ended with dust is urgent until that was looked at. What comes to it later waits as its policy
+// has it.
+func TestDustIsUrgentNoMore(t *testing.T) {
+	k := newTill(t)
+	k.Settler.Policy.Dust = *uint256.NewInt(100)
+	terms := k.Open(1, 1000)
+	once := func() {
+		t.Helper()
+		if err := k.Settler.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k.Accept(terms, 99)
+	k.Settler.Urgent(terms.ID())
+	once()
+	k.Accept(terms, 100)
+	once()
+	if s := k.State(terms); !s.Settled.IsZero() {
+		t.Errorf("%s is settled at once, for what was urgent as dust", s.Settled.Dec())
+	}
+	k.Settler.Urgent(terms.ID())
+	once()
+	if s := k.State(terms); !is(s.Settled, 100) {
+		t.Errorf("%s is settled of what is urgent and no dust", s.Settled.Dec())
+	}
+}
+
 // Channels that are not worth their row ride along in no batch and are not settled for closing; with more they are.
 func TestCrumbsCostNoGas(t *testing.T) {
 	k := newTill(t)

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
@@ -74,5 +76,31 @@ func TestBlindServiceEndsWhileItSettles(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Error("it goes on")
+	}
+}
+
+// TestServiceExpectsOfItsOwnContract: what a contract set aside for a channel is asked for at the next settlement of that contract, and of
+// no other: one payee's channels may be of two.
+func TestServiceExpectsOfItsOwnContract(t *testing.T) {
+	k := newTill(t)
+	terms := k.Open(1, 1000)
+	other := terms
+	other.Escrow = common.Address{9}
+	busy := &busyContract{Contract: k.Settler.Contract, settled: func() {}}
+	k.Settler.Contract = busy
+	service := settle.NewService(k.Sender, make(hurries, 16), &settle.Book{Watcher: k.Watcher, Settler: k.Settler})
+	asked := func() int64 {
+		t.Helper()
+		if err := k.Settler.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return busy.asked.Load()
+	}
+	began := asked() // looks into all, as at the start
+	if service.Expect(other); asked() != began {
+		t.Error("it is asked for what another contract set aside")
+	}
+	if service.Expect(terms); asked() != began+1 {
+		t.Error("it is not asked for what it set aside")
 	}
 }

@@ -64,7 +64,10 @@ var targets = []target{
 	{"sdk", []group{
 		{"leasestore", "sdk/internal/leasestore", []string{"*.go"}},
 		{"x402server", "sdk/internal/x402server", []string{"*.go"}},
-		{"provider", "sdk", []string{"lease.go", "lessor.go", "funding.go", "front.go", "outbox.go", "payments.go", "sponsor*.go", "debt*.go"}},
+		{"x402scheme", "sdk/internal/x402scheme", []string{"*.go"}},
+		{"lease", "sdk/internal/lease", []string{"*.go"}},
+		{"provider", "sdk", []string{"funding*.go", "front.go", "outbox.go", "payercredit.go", "payments.go", "recall.go", "retention.go", "rollback.go",
+			"session*.go", "settlement.go", "stream.go"}},
 	}},
 }
 
