@@ -1,0 +1,1 @@
+-- Nobody shares this database: no other gateway has an endpoint.
