@@ -69,7 +69,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering metering/merkle sdk/chain sdk/internal/billed sdk/wire"},
 	{"sdk/internal/leasestore", "channel channel/store metering sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
-	{"sdk/internal/placement", "channel sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/leasestore sdk/internal/run sdk/wire"},
+	{"sdk/internal/placement", "channel sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
 	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
@@ -184,7 +184,7 @@ const mostLines = 2600
 var long = map[string]int{
 	"metering":  3951,
 	"sdk":       5406,
-	"sdk/chain": 7466,
+	"sdk/chain": 7454,
 }
 
 // TestPackagesAreSmall: no package has more than mostLines lines, generated ones apart.

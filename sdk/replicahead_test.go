@@ -26,16 +26,16 @@ func TestLeaderWhoseEndpointStandsStill(t *testing.T) {
 	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, quiet, generousCredit, change)
 	lease := b.open(1, 100_000, "")
 	lease.pay(700)
-	head, err := a.provider.replicas.newest(t.Context())
+	head, err := a.provider.escrow.Backend().BlockNumber(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	bad.Stick(head)
-	if err := a.provider.replicas.seeChain(t.Context()); err != nil {
+	if err := a.provider.replicas.heads.See(t.Context()); err != nil {
 		t.Fatal(err) // it stands still from here on
 	}
 	later := func() time.Time { return time.Now().Add(settle.Blindness + time.Second) }
-	a.provider.replicas.still.SetClock(later)
+	a.provider.replicas.heads.SetClock(later)
 	waitFor(t, func() bool { return !leads(a) && leads(b) })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -19,7 +19,7 @@ func (p *Provider) identify(ctx context.Context) error {
 		return nil
 	}
 	c := p.config
-	mine := cluster.Identity{Chain: p.escrow.ChainID(), Escrow: c.Escrow.Hex(), Token: c.Token.Hex(), Payee: c.Key.Address().Hex()}
+	mine := cluster.Identity{Chain: p.escrow.ChainID(), Escrow: c.Escrow.Hex(), Token: c.Token.Hex(), Payee: c.Key.Address().Hex(), Meter: c.MeterKey.Address().Hex()}
 	past := func(payee string) bool {
 		return channel.SignerOf(c.PastKeys, common.HexToAddress(payee)) != nil
 	}

@@ -48,10 +48,11 @@ func TestDatabaseIsOfOneProvider(t *testing.T) {
 	refused("with the key", func(c *ProviderConfig) { c.Key = next })
 	refused("stop all of them", rotated)
 	refused("with the escrow", func(c *ProviderConfig) { c.Escrow = other })
-	mine := cluster.Identity{Chain: a.provider.escrow.ChainID(), Escrow: a.config.Escrow.Hex(), Token: a.config.Token.Hex(), Payee: a.config.Key.Address().Hex()}
+	mine := cluster.Identity{Chain: a.provider.escrow.ChainID(), Escrow: a.config.Escrow.Hex(), Token: a.config.Token.Hex(), Payee: a.config.Key.Address().Hex(), Meter: a.config.Key.Address().Hex()}
 	for says, change := range map[string]func(*cluster.Identity){
 		"on chain":       func(i *cluster.Identity) { i.Chain++ },
 		"with the token": func(i *cluster.Identity) { i.Token = common.Address{1}.Hex() },
+		"metering key":   func(i *cluster.Identity) { i.Meter = common.Address{1}.Hex() },
 	} {
 		its := mine
 		change(&its)

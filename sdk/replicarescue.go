@@ -18,8 +18,10 @@ import (
 const hopeless = 30 * time.Second
 
 // sweep resolves what nobody runs: leases of gateways that died, those that are ours in the table and do not run here (the
-// database failed us when they began or ended, or its clock was set), and devices of leases that ended without them.
+// database failed us when they began or ended, or its clock was set), and devices of leases that ended without them, or that a database
+// which was restored has forgotten.
 func (r *replicas) sweep(ctx context.Context) error {
+	forgotten := r.p.leases.TakeBackForgotten(ctx)
 	rows, err := r.p.store.Leases.Orphans(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
 	for _, row := range rows {
 		if row.State == wire.StateEnded && row.AtNode() {
@@ -29,7 +31,7 @@ func (r *replicas) sweep(ctx context.Context) error {
 			err = errors.Join(err, failed)
 		}
 	}
-	return err
+	return errors.Join(forgotten, err)
 }
 
 // resolve is the lessor's, by one gateway at a time, which owns the lease meanwhile. What is done in its name is cut off when others

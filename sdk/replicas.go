@@ -40,12 +40,12 @@ type replicas struct {
 	mirrors map[common.Hash]*seen // by lease
 	refused map[string]time.Time  // leases that could not be taken up here, and until when not to try again
 
-	still cluster.Standstill
+	heads cluster.Heads
 }
 
 func newReplicas(p *Provider) *replicas {
-	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: leasestore.NewName(),
-		still: cluster.Standstill{After: settle.Blindness}}
+	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: leasestore.NewName()}
+	r.heads = cluster.Heads{Members: r.members(), Name: r.identity, Within: r.ttl, Endpoint: p.escrow.Backend(), Standstill: cluster.Standstill{After: settle.Blindness}}
 	r.tenure, r.depose = context.WithCancel(context.Background())
 	return r
 }
@@ -86,7 +86,7 @@ func (r *replicas) join(ctx context.Context) error {
 	}
 	r.every(r.ttl/4, "saying that this gateway lives", r.beat)
 	r.every(r.ttl/4, "looking whether the database server's clock was set back", r.p.restamp)
-	r.every(r.ttl/4, "telling the other gateways of the newest block", r.tellHead)
+	r.every(r.ttl/4, "telling the other gateways of the newest block", r.heads.Tell)
 	r.every(r.poll(), "looking at the leases", r.look)
 	r.every(r.ttl/4, "taking up leases that nobody runs", r.sweep)
 	return nil
@@ -214,43 +214,9 @@ const settleRequest = "settle"
 // for all.
 func (r *replicas) leader() *cluster.Leader {
 	return &cluster.Leader{
-		DB: r.p.db, Owner: r.identity(), TTL: r.ttl, Log: r.p.config.Log, Check: r.seeChain, Work: r.lead,
+		DB: r.p.db, Owner: r.identity(), TTL: r.ttl, Log: r.p.config.Log, Check: r.heads.See, Work: r.lead,
 		Name: fmt.Sprintf("settler %d %s %s", r.p.escrow.ChainID(), r.p.escrow.Address(), r.p.config.Key.Address()),
 	}
-}
-
-// newest is the newest block that this gateway's endpoint has.
-func (r *replicas) newest(ctx context.Context) (uint64, error) {
-	header, err := r.p.escrow.Backend().HeaderByNumber(ctx, nil)
-	if err != nil {
-		return 0, fmt.Errorf("reading the newest block: %w", err)
-	}
-	return header.Number.Uint64(), nil
-}
-
-// tellHead has the others know how far the chain is, so that one which leads with an endpoint that stands still lets go.
-func (r *replicas) tellHead(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, r.ttl)
-	defer cancel()
-	head, err := r.newest(ctx)
-	if err != nil {
-		return err
-	}
-	return r.members().TellHead(ctx, r.identity(), head)
-}
-
-// seeChain fails where this gateway's endpoint does not answer, or stands still while the chain goes on. Ours is asked after what the
-// others said: it is not behind for a block that came between.
-func (r *replicas) seeChain(ctx context.Context) error {
-	others, err := r.members().OthersHead(ctx, r.identity())
-	if err != nil {
-		return fmt.Errorf("the newest block that other gateways have: %w", err)
-	}
-	head, err := r.newest(ctx)
-	if err != nil {
-		return err
-	}
-	return r.still.Check(head, others)
 }
 
 // lead does a leader's work through a database that lets it write only while it leads.

@@ -67,7 +67,11 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 	if config.Database == "" {
 		return nil, errors.New("store: the address names no database: postgres://user@host/database")
 	}
-	db := newShared(fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database), postgres)
+	where := fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database)
+	if schema := config.RuntimeParams["search_path"]; schema != "" {
+		where += "?search_path=" + schema
+	}
+	db := newShared(where, postgres)
 	db.writer = pool(config, writers, patience, nil)
 	db.grouper = pool(config, 1, patience, nil)
 	db.reader = pool(config, readers, patience, map[string]string{"default_transaction_read_only": "on"})

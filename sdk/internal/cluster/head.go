@@ -9,6 +9,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
@@ -25,6 +26,49 @@ func (m Members) OthersHead(ctx context.Context, id string) (head uint64, err er
 	db := m.DB.View()
 	err = db.GetContext(ctx, &head, db.Rebind(`SELECT COALESCE(MAX(head), 0) FROM gateways WHERE id <> ? AND expires > `+database.ServerNow), id)
 	return head, err
+}
+
+// Heads is what a gateway and the others know of the newest block of the chain.
+type Heads struct {
+	Members
+	Name     func() string // of this gateway
+	Endpoint chain.Backend // of this gateway
+	Within   time.Duration // how long it may take
+
+	Standstill
+}
+
+// Tell has the others know how far the chain is, so that one which leads with an endpoint that stands still lets go.
+func (h *Heads) Tell(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, h.Within)
+	defer cancel()
+	head, err := h.newest(ctx)
+	if err != nil {
+		return err
+	}
+	return h.TellHead(ctx, h.Name(), head)
+}
+
+// See fails where this gateway's endpoint does not answer, or stands still while the chain goes on. It is asked after what the others
+// said: it is not behind for a block that came between.
+func (h *Heads) See(ctx context.Context) error {
+	others, err := h.OthersHead(ctx, h.Name())
+	if err != nil {
+		return fmt.Errorf("the newest block that other gateways have: %w", err)
+	}
+	head, err := h.newest(ctx)
+	if err != nil {
+		return err
+	}
+	return h.Check(head, others)
+}
+
+func (h *Heads) newest(ctx context.Context) (uint64, error) {
+	header, err := h.Endpoint.HeaderByNumber(ctx, nil)
+	if err != nil {
+		return 0, fmt.Errorf("reading the newest block: %w", err)
+	}
+	return header.Number.Uint64(), nil
 }
 
 // A Standstill notices that this gateway's endpoint answers and has stopped following the chain. An endpoint that has new blocks is

@@ -9,13 +9,14 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/database"
 )
 
-// Identity is what all gateways over one database have in common: another key signs what the others' channels do not pay, and on
-// another chain or escrow none of their channels is found.
+// Identity is what all gateways over one database have in common: another key signs what the others' channels do not pay, on another
+// chain or escrow none of their channels is found, and with another metering key none goes on with a lease of the others.
 type Identity struct {
 	Chain  uint64 `db:"chain"`
 	Escrow string `db:"escrow"`
 	Token  string `db:"token"`
 	Payee  string `db:"payee"`
+	Meter  string `db:"meter"` // of the gateways; each node has its own
 }
 
 // Identify makes the database that of one provider, or fails where it is another's. past reports whether a payee is one of its keys of
@@ -25,13 +26,13 @@ func (m Members) Identify(ctx context.Context, mine Identity, past func(payee st
 		return err
 	}
 	return m.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.NamedExecContext(ctx, `INSERT INTO identity (one, chain, escrow, token, payee)
-			VALUES (1, :chain, :escrow, :token, :payee) ON CONFLICT (one) DO NOTHING`, mine)
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO identity (one, chain, escrow, token, payee, meter)
+			VALUES (1, :chain, :escrow, :token, :payee, :meter) ON CONFLICT (one) DO NOTHING`, mine)
 		if err != nil {
 			return err
 		}
 		var its Identity
-		if err := tx.GetContext(ctx, &its, `SELECT chain, escrow, token, payee FROM identity FOR UPDATE`); err != nil || its == mine {
+		if err := tx.GetContext(ctx, &its, `SELECT chain, escrow, token, payee, meter FROM identity FOR UPDATE`); err != nil || its == mine {
 			return err
 		}
 		var living int
@@ -41,7 +42,7 @@ func (m Members) Identify(ctx context.Context, mine Identity, past func(payee st
 		if err := its.mayBecome(mine, past(its.Payee), living); err != nil {
 			return err
 		}
-		_, err = tx.NamedExecContext(ctx, `UPDATE identity SET token = :token, payee = :payee`, mine)
+		_, err = tx.NamedExecContext(ctx, `UPDATE identity SET token = :token, payee = :payee, meter = :meter`, mine)
 		return err
 	})
 }
@@ -58,8 +59,10 @@ func (its Identity) mayBecome(mine Identity, succeeds bool, living int) error {
 		return fmt.Errorf("the database is of gateways with the key %s, and this one has %s: %s Key; after a rotation name the old key in PastKeys", its.Payee, mine.Payee, own)
 	case its.Payee != mine.Payee && living > 0:
 		return fmt.Errorf("the database is of gateways with the key %s, %d of which run, and this one has %s: stop all of them, and start them with the new key (one that was killed counts until Takeover is over)", its.Payee, living, mine.Payee)
-	case living > 0:
+	case living > 0 && its.Token != mine.Token:
 		return fmt.Errorf("the database is of gateways with the token %s, %d of which run, and this one has %s: stop all of them, and start them with the new Token (one that was killed counts until Takeover is over)", its.Token, living, mine.Token)
+	case living > 0 && its.Meter != "" && its.Meter != mine.Meter:
+		return fmt.Errorf("the database is of gateways with the metering key %s, %d of which run, and this one has %s: give it their MeterKey, or stop all of them, and start them with the new one", its.Meter, living, mine.Meter)
 	}
 	return nil
 }

@@ -32,16 +32,25 @@ func (m *Marks) Hand(ctx context.Context, database string, lease common.Hash, de
 	return nil
 }
 
-// TakenBack puts on disk that a lease has its devices no more.
-func (m *Marks) TakenBack(ctx context.Context, database string, lease common.Hash) error {
+// TakenBack puts on disk that a lease has its devices no more, whichever database it is of.
+func (m *Marks) TakenBack(ctx context.Context, lease common.Hash) error {
 	err := m.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.Exec(`DELETE FROM in_hands WHERE database = ? AND lease = ?`, database, lease.Hex())
+		_, err := tx.Exec(`DELETE FROM in_hands WHERE lease = ?`, lease.Hex())
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("high-water mark %s: devices of lease %s: %w", m.path, lease, err)
 	}
 	return nil
+}
+
+// Handed reports whether a lease has devices of this host, whichever database it is of: gateways of a host may reach one by different
+// addresses.
+func (m *Marks) Handed(ctx context.Context, lease common.Hash) (handed bool, err error) {
+	if err = m.db.View().GetContext(ctx, &handed, `SELECT EXISTS (SELECT 1 FROM in_hands WHERE lease = ?)`, lease.Hex()); err != nil {
+		err = fmt.Errorf("high-water mark %s: devices of lease %s: %w", m.path, lease, err)
+	}
+	return handed, err
 }
 
 // InHands are the devices of the leases of a database that have them.

@@ -11,14 +11,18 @@ import (
 
 // Offered is what is rented out where a source is: no node meters it.
 type Offered struct {
-	Devices []metering.Device // that the source listed at the start; none where it is not asked
+	Devices []metering.Device // that the source listed at the start; none where it is not asked, or could not say
 	Sick    Quarantine        // of them, for who asks how they are
 }
 
-// List is what was listed at the start, and what was away then and came back since.
+// List is what was listed at the start, and what was away then and came back since: all of it where nothing was listed at the start.
 func (o *Offered) List() []metering.Device {
 	if len(o.Devices) == 0 {
-		return nil
+		first := o.Sick.First()
+		if first == nil {
+			return nil
+		}
+		return o.Sick.Joined(*first, nil)
 	}
 	return append(slices.Clone(o.Devices), o.Sick.Joined(o.Devices[0], Names(o.Devices))...)
 }

@@ -33,7 +33,16 @@ func (h *Manager) Restore(ctx context.Context) error {
 			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 	}
-	return placement.TakeBackForgotten(ctx, h.Deps.Placer, h.Store.Leases, h.release)
+	return h.TakeBackForgotten(ctx)
+}
+
+// TakeBackForgotten takes back the devices of leases that the database has lost. See placement.Forgotten.
+func (h *Manager) TakeBackForgotten(ctx context.Context) error {
+	f := placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Release: h.release, Within: h.Deps.Timing.CallTimeout, Log: h.Deps.Log}
+	f.Runs = func(id common.Hash) bool {
+		return slices.ContainsFunc(h.All(), func(l *Lease) bool { return l.ID == id })
+	}
+	return f.TakeBack(ctx)
 }
 
 // ErrNotHere is a lease whose devices are on another host.
@@ -47,7 +56,7 @@ func (h *Manager) Locate(ctx context.Context, row leasestore.Row, later []leases
 	if err != nil || len(a.Devices) == 0 {
 		return err
 	}
-	if letAgain(a, later) {
+	if leasestore.LetAgain(a, later) {
 		return inventory.ErrTaken
 	}
 	err = h.Deps.Placer.Adopt(ctx, a)
@@ -55,14 +64,6 @@ func (h *Manager) Locate(ctx context.Context, row leasestore.Row, later []leases
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrNotHere, err)
-}
-
-// letAgain reports whether a device of an allocation is in a later lease.
-func letAgain(a gpu.Allocation, later []leasestore.Row) bool {
-	return a.Node == "" && slices.ContainsFunc(later, func(row leasestore.Row) bool { // a node takes back what is in this lease
-		b, err := row.Allocated()
-		return err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) })
-	})
 }
 
 // ErrHeld is a lease that has ended, and whose devices are still to be taken back.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -67,6 +68,14 @@ func (r Row) Allocated() (gpu.Allocation, error) {
 func (r Row) AtNode() bool {
 	a, err := r.Allocated()
 	return err == nil && a.Node != ""
+}
+
+// LetAgain reports whether a device of an allocation is in a later lease.
+func LetAgain(a gpu.Allocation, later []Row) bool {
+	return a.Node == "" && slices.ContainsFunc(later, func(row Row) bool { // a node takes back what is in this lease
+		b, err := row.Allocated()
+		return err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) })
+	})
 }
 
 // SigningKey is the address of the key that signs a lease's records.

@@ -18,7 +18,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -71,27 +70,30 @@ const RequestAccess = `{"metered":true}`
 // ForOneRequest reports whether an allocation is such a lease's.
 func ForOneRequest(a gpu.Allocation) bool { return string(a.Access) == RequestAccess }
 
-// noted is a local placer that remembers outside the database, in the high-water mark, which devices are in renters' hands: a
+// hands is a local placer and what remembers outside the database, in the high-water mark, which devices are in renters' hands: a
 // database that is lost, or restored from before a lease, would hand them to the next renter while the last one still has them.
-type noted struct {
+type hands struct {
 	Local
 	marks    *highwater.Marks
-	database string // whose leases they are
+	database string // whose leases they are: a file's path, or where the server is
 	log      *slog.Logger
 }
 
-// Guard has the devices of this host be remembered outside a database that is a file. A server's is no host's, and keeps them by itself:
-// there the file has whose commands ran on this host. Placers of other hosts' devices are as they were.
+// noted is the local placer of a process whose database is a file: it gives nothing to a renter that could not be remembered.
+type noted struct{ hands }
+
+// Guard has the devices of this host be remembered outside the database, and over a server's also whose commands ran on this host. Placers
+// of other hosts' devices are as they were.
 func Guard(p Placer, marks *highwater.Marks, store leasestore.Store, database string, log *slog.Logger) (Placer, error) {
 	l, ok := p.(Local)
 	switch {
 	case !ok:
 		return p, nil
 	case store.DB.Shared():
-		return fenced{l, marks, store, log}, nil
+		return fenced{hands{l, marks, store.DB.Path(), log}, store}, nil
 	}
 	path, err := filepath.Abs(database)
-	return noted{l, marks, path, log}, err
+	return noted{hands{l, marks, path, log}}, err
 }
 
 // Place gives nothing to a renter that could not be remembered.
@@ -122,45 +124,9 @@ func (n noted) Release(ctx context.Context, a gpu.Allocation) error {
 	if err := n.Local.Release(ctx, a); err != nil {
 		return err
 	}
-	if err := n.marks.TakenBack(context.WithoutCancel(ctx), n.database, a.LeaseID); err != nil { // the next start finds the lease ended
+	if err := n.marks.TakenBack(context.WithoutCancel(ctx), a.LeaseID); err != nil { // the next start finds the lease ended
 		n.log.Error("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
 	}
-	return nil
-}
-
-// TakeBackForgotten takes back the devices of leases that the database does not know any more, before another one gets them. Where
-// that fails they stay taken, and the next start tries again.
-func TakeBackForgotten(ctx context.Context, p Placer, leases leasestore.Leases, release func(context.Context, gpu.Allocation) error) error {
-	n, ok := p.(noted)
-	if !ok {
-		return nil
-	}
-	all, err := n.marks.InHands(ctx, n.database)
-	if err != nil {
-		return err
-	}
-	for id, devices := range all {
-		row, err := leases.ByID(ctx, id.Hex())
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			err = n.takeBack(ctx, gpu.Allocation{LeaseID: id, Devices: devices}, release)
-		case err == nil && row.State == wire.StateEnded && row.Held == 0:
-			err = n.marks.TakenBack(ctx, n.database, id)
-		}
-		if err != nil {
-			return fmt.Errorf("devices of lease %s, which is forgotten: %w", id, err)
-		}
-	}
-	return nil
-}
-
-func (n noted) takeBack(ctx context.Context, a gpu.Allocation, release func(context.Context, gpu.Allocation) error) error {
-	err := n.Local.Adopt(ctx, a) // so that they are taken until they are back
-	if errors.Is(err, inventory.ErrTaken) {
-		return n.marks.TakenBack(ctx, n.database, a.LeaseID) // by a later lease: they were taken back
-	}
-	err = release(ctx, a)
-	n.log.Error("the database has forgotten a lease, as where it was lost or is from a backup: its devices are taken back", "lease", a.LeaseID, "devices", a.Devices, "error", err)
 	return nil
 }
 
@@ -174,14 +140,9 @@ func Unmarked() *wire.Problem {
 // newest term of each lease whose command ran here: one that is cut off from the database does nothing to devices of which another
 // gateway of its host runs the lease by now. Where the file fails commands run as they would without it.
 type fenced struct {
-	Local
-	marks *highwater.Marks
+	hands
 	store leasestore.Store
-	log   *slog.Logger
 }
-
-// onServer stands in the file for the database of gateways, which each may reach by another address.
-const onServer = "server"
 
 // Place has the file know that the devices are of this host.
 func (f fenced) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
@@ -197,8 +158,7 @@ func (f fenced) Place(ctx context.Context, req Request) (gpu.Allocation, common.
 func (f fenced) Adopt(ctx context.Context, a gpu.Allocation) error {
 	ran := make(chan bool, 1)
 	err := within(ctx, func(ctx context.Context) error {
-		all, err := f.marks.InHands(ctx, onServer)
-		_, here := all[a.LeaseID]
+		here, err := f.marks.Handed(ctx, a.LeaseID)
 		ran <- here
 		return err
 	})
@@ -218,7 +178,7 @@ func (f fenced) hand(ctx context.Context, a gpu.Allocation) {
 	if ForOneRequest(a) { // nobody has its devices
 		return
 	}
-	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.Hand(ctx, onServer, a.LeaseID, a.Devices) })
+	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.Hand(ctx, f.database, a.LeaseID, a.Devices) })
 	if err != nil {
 		f.log.Warn("should this host not list its GPUs at the next start, a lease on them is left to other hosts", "lease", a.LeaseID, "error", err)
 	}
@@ -236,7 +196,7 @@ func (f fenced) Release(ctx context.Context, a gpu.Allocation) error {
 	if err := f.run(ctx, a, time.Time{}, f.Local.Release); err != nil || ForOneRequest(a) {
 		return err
 	}
-	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.TakenBack(ctx, onServer, a.LeaseID) })
+	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.TakenBack(ctx, a.LeaseID) })
 	if err != nil {
 		f.log.Warn("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
 	}
