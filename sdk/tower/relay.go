@@ -74,14 +74,14 @@ func (r *relay) requestClose(ctx context.Context, client string, q wire.LeaveReq
 		return err
 	}
 	if state.Status == channel.Closing { // somebody was faster: only the withdrawal is left
-		return r.keepLeave(ctx, q)
+		return r.keepLeave(ctx, q, false)
 	}
 	return r.relayNew(ctx, q)
 }
 
-// keepLeave has a leave on disk, and looked after at once, whatever came of an earlier request of its channel.
-func (r *relay) keepLeave(ctx context.Context, q wire.LeaveRequest) error {
-	if err := r.leaves.put(ctx, q); err != nil {
+// keepLeave has a leave on disk, and looked after at once, whatever came of an earlier request of its channel. See leaveStore.put.
+func (r *relay) keepLeave(ctx context.Context, q wire.LeaveRequest, next bool) error {
+	if err := r.leaves.put(ctx, q, next); err != nil {
 		return err
 	}
 	r.tire(q.Channel().ID(), nil)
@@ -102,7 +102,7 @@ func (r *relay) relayNew(ctx context.Context, q wire.LeaveRequest) error {
 	if err := r.budget.relayBudget(ctx, terms); err != nil { // before a promise is made
 		return err
 	}
-	if err := r.keepLeave(ctx, q); err != nil {
+	if err := r.keepLeave(ctx, q, true); err != nil {
 		return err
 	}
 	return r.send(ctx, terms, call)

@@ -1,8 +1,11 @@
 package tower
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,15 +18,29 @@ import (
 // leaveStore keeps the payers who want out.
 type leaveStore struct{ db *store.DB }
 
-// put keeps a request; a newer one of the same channel takes its place.
-func (s leaveStore) put(ctx context.Context, q wire.LeaveRequest) error {
+// put keeps a request, in place of another one of the same channel where it is newer, or the next that the contract takes. An older one
+// is public, and anybody's to send: the newer one stays, which a re-org may want sent again.
+func (s leaveStore) put(ctx context.Context, q wire.LeaveRequest, next bool) error {
 	raw, err := json.Marshal(q)
 	if err != nil {
 		return err
 	}
+	id := q.Channel().ID().Hex()
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO tower_leaves (channel, request, asked_at, done) VALUES (?, ?, ?, 0)
-			ON CONFLICT (channel) DO UPDATE SET request = excluded.request, done = 0`), q.Channel().ID().Hex(), string(raw), time.Now().UnixMilli())
+		var kept string
+		var newest wire.LeaveRequest
+		err := tx.GetContext(ctx, &kept, tx.Rebind(`SELECT request FROM tower_leaves WHERE channel = ?`), id)
+		if err == nil {
+			err = json.Unmarshal([]byte(kept), &newest)
+		}
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if older := cmp.Or(cmp.Compare(q.CloseRequests, newest.CloseRequests), cmp.Compare(q.Deadline, newest.Deadline)) < 0; older && !next {
+			raw = []byte(kept)
+		}
+		_, err = tx.ExecContext(ctx, tx.Rebind(`INSERT INTO tower_leaves (channel, request, asked_at, done) VALUES (?, ?, ?, 0)
+			ON CONFLICT (channel) DO UPDATE SET request = excluded.request, done = 0`), id, string(raw), time.Now().UnixMilli())
 		return err
 	})
 }
