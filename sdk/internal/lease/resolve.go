@@ -38,11 +38,8 @@ func (h *Manager) Restore(ctx context.Context) error {
 
 // TakeBackForgotten takes back the devices of leases that the database has lost. See placement.Forgotten.
 func (h *Manager) TakeBackForgotten(ctx context.Context) error {
-	f := placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Release: h.release, Within: h.Deps.Timing.CallTimeout, Log: h.Deps.Log}
-	f.Runs = func(id common.Hash) bool {
-		return slices.ContainsFunc(h.All(), func(l *Lease) bool { return l.ID == id })
-	}
-	return f.TakeBack(ctx)
+	runs := func(id common.Hash) bool { return slices.ContainsFunc(h.All(), func(l *Lease) bool { return l.ID == id }) }
+	return placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Runs: runs, Release: h.release, Within: h.Deps.Timing.CallTimeout, Log: h.Deps.Log}.TakeBack(ctx)
 }
 
 // ErrNotHere is a lease whose devices are on another host.
