@@ -38,7 +38,9 @@ func (h *Manager) Restore(ctx context.Context) error {
 
 // TakeBackForgotten takes back the devices of leases that the database has lost. See placement.Forgotten.
 func (h *Manager) TakeBackForgotten(ctx context.Context) error {
-	runs := func(id common.Hash) bool { return slices.ContainsFunc(h.All(), func(l *Lease) bool { return l.ID == id }) }
+	runs := func(id common.Hash) bool {
+		return slices.ContainsFunc(h.All(), func(l *Lease) bool { return l.ID == id })
+	}
 	return placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Runs: runs, Release: h.release, Within: h.Deps.Timing.CallTimeout, Log: h.Deps.Log}.TakeBack(ctx)
 }
 
