@@ -228,6 +228,30 @@ func TestPendingForEverBurnsNoGas(t *testing.T) {
 	}
 }
 
+// TestShownNoncesAreWaitedFor: what the outbox does not know and a node shows, as after a restore, is waited for as long as a fee may be
+// stuck: it is worth what it was signed for, and something that does nothing in its place costs gas.
+func TestShownNoncesAreWaitedFor(t *testing.T) {
+	for stuck, filled := range map[time.Duration]bool{time.Hour: false, 100 * time.Millisecond: true} {
+		t.Run(stuck.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			s, liar, m := w.marked(t, "only")
+			s.Stuck = stuck
+			if err := m.RaiseNonce(t.Context(), s.Address(), 0, 1); err != nil {
+				t.Fatal(err)
+			}
+			liar.On(countMethod, badrpc.About("pending", added(2)))
+			for range 10 {
+				_ = s.Sync(t.Context())
+				time.Sleep(30 * time.Millisecond)
+			}
+			if got := w.nonce(t, s.Address()); (got > 0) != filled {
+				t.Errorf("%d nonces are used of two that a node shows", got)
+			}
+		})
+	}
+}
+
 // A gap is filled though an endpoint always says that something is on its way for it.
 func TestGapIsFilledBesidePendingForEver(t *testing.T) {
 	for _, place := range []string{"first", "second", "only"} {

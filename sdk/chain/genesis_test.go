@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/core/types"
 
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/sdk/chain"
 )
@@ -35,6 +36,13 @@ func TestGenesis(t *testing.T) {
 		if err := s.CheckGenesis(t.Context(), step.backend); !errors.Is(err, step.want) || err != nil && step.want == nil {
 			t.Errorf("step %d: %v, want %v", i, err, step.want)
 		}
+	}
+	agreeing, err := chain.Connect(t.Context(), other.URL+","+badrpc.New(t, other.URL).URL, nil)
+	if err == nil {
+		err = s.CheckGenesis(t.Context(), agreeing)
+	}
+	if !errors.Is(err, chain.ErrChainID) {
+		t.Errorf("two endpoints of another chain are taken: %v", err)
 	}
 	contradicting, err := chain.Connect(t.Context(), one.URL+","+other.URL, nil)
 	if err == nil {

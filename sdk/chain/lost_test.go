@@ -210,6 +210,39 @@ func TestLostAndRefused(t *testing.T) {
 	}
 }
 
+// TestAbsenceIsWaitedFor: a transaction that the node does not show any more is given up by no number of looks before the time of a stuck
+// fee is over, and by no time before some looks at newer blocks.
+func TestAbsenceIsWaitedFor(t *testing.T) {
+	for name, c := range map[string]struct {
+		stuck time.Duration
+		looks int
+	}{"many looks": {time.Hour, 10}, "a long time": {time.Millisecond, 2}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s, bad, _ := w.badSender(t)
+			s.Stuck = c.stuck
+			looks := func(n int) {
+				for range n {
+					w.Mine(t, 1)
+					time.Sleep(5 * time.Millisecond)
+					_ = s.Sync(t.Context())
+				}
+			}
+			terms := w.open(t, w.sender(t, w.Keys[1]), 1, 1000)
+			send(t, s, w.token.ApproveCall(w.escrow.Address(), *uint256.NewInt(500)))
+			looks(4) // final
+			lose(w, bad, 1)
+			if _, err := s.Submit(t.Context(), w.escrow.TopUpCall(terms, *uint256.NewInt(500))); err != nil {
+				t.Fatal(err)
+			}
+			looks(c.looks)
+			if flying, err := s.InFlight(t.Context()); err != nil || len(flying) != 1 {
+				t.Errorf("%d are on their way, %v", len(flying), err)
+			}
+		})
+	}
+}
+
 // A node that is behind shows a mined transaction no more: nothing is sent, and no re-org is cried.
 func TestNodeThatIsBehindIsNoReorg(t *testing.T) {
 	w := newWorld(t)

@@ -1,6 +1,7 @@
 package chain_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -72,5 +73,22 @@ func TestHungEndpointIsLeftOut(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCutOffReadIsAnError: a read that its caller gives up before any endpoint has answered is an error, and no answer of nothing.
+func TestCutOffReadIsAnError(t *testing.T) {
+	w := newWorld(t)
+	one, two := newProxy(t, w.URL), newProxy(t, w.URL)
+	backend, err := chain.Connect(t.Context(), one.URL+","+two.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.fail(hangs)
+	two.fail(hangs)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if head, err := backend.HeaderByNumber(ctx, nil); err == nil {
+		t.Errorf("the newest block is %v", head)
 	}
 }
