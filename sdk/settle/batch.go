@@ -259,7 +259,7 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.T
 		if poor {
 			return err
 		}
-		if s.settledMeanwhile(ctx, batch[0].ID) {
+		if settledMeanwhile(ctx, s, batch[0].ID) {
 			return nil
 		}
 		s.backOff(batch[0].ID)
@@ -278,7 +278,7 @@ func (s *Settler) settle(ctx context.Context, batch []channel.State, read time.T
 
 // settledMeanwhile reports whether the contract paid everything while we were
 // about to ask for it: a close does, and anybody may settle.
-func (s *Settler) settledMeanwhile(ctx context.Context, id common.Hash) bool {
+func settledMeanwhile(ctx context.Context, s *Settler, id common.Hash) bool {
 	states, err := s.observe(ctx, []common.Hash{id}, 0)
 	state, known := states[id]
 	left := state.Unsettled()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 )
 
 // A queue is which channels are urgent, which are being settled, and which are kept back since their settlement failed alone.
@@ -145,13 +146,13 @@ func (q *queue) why(id common.Hash) error {
 	return q.tried[id].err
 }
 
-// done gives channels back that were settled, or could not be (err).
+// done gives channels back that were settled, or could not be (err). Of each is kept what concerns it: its neighbours' are not its own.
 func (q *queue) done(states []channel.State, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, state := range states {
 		if c := q.claimed[state.ID]; c.number > 0 {
-			q.tried[state.ID] = attempt{c.number, err}
+			q.tried[state.ID] = attempt{c.number, outcome.About(err, state.ID)}
 		}
 		delete(q.claimed, state.ID)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 )
 
 // A Settlement is one transaction that was mined and what it brought. Where the contract shows that and no endpoint the receipt, Tx
@@ -70,6 +71,12 @@ func (s *Settler) init() {
 func (s *Settler) Urgent(id common.Hash) {
 	s.init()
 	s.queue.urge(id)
+	nudge(s)
+}
+
+// nudge has Run begin its next pass at once.
+func nudge(s *Settler) {
+	s.init()
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -171,6 +178,27 @@ func (s *Settler) start(ctx context.Context, work *sync.WaitGroup, batch []chann
 // error names every channel that could not be settled. What somebody else settles at this moment comes last, and nothing is held
 // until then.
 func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
+	worth := s.worth
+	if len(ids) == 0 {
+		worth = whatever
+	}
+	return settleNow(ctx, s, ids, func() error {
+		if len(ids) == 0 {
+			s.Recall()
+		}
+		return s.payouts.payWaiting(ctx, worth)
+	})
+}
+
+// SettleOnly is Settle for one channel, of which the payout is left to Run: neither it nor those of other purses are waited for, and
+// what fails them is not in the error.
+func (s *Settler) SettleOnly(ctx context.Context, id common.Hash) error {
+	defer nudge(s)
+	return settleNow(ctx, s, []common.Hash{id}, func() error { return nil })
+}
+
+// settleNow settles channels, all if none is named. What it settles is paid out before it waits for what others settle, and after.
+func settleNow(ctx context.Context, s *Settler, ids []common.Hash, payOut func() error) error {
 	s.init()
 	if err := s.resume(ctx); err != nil {
 		return err
@@ -181,12 +209,7 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 		return err
 	}
 	left, err := s.settleFree(ctx, only(states, ids), since)
-	worth := s.worth
-	if len(ids) == 0 {
-		s.Recall()
-		worth = whatever
-	}
-	err = errors.Join(err, s.payouts.payWaiting(ctx, worth))
+	err = errors.Join(err, payOut())
 	if len(left) == 0 {
 		return err
 	}
@@ -201,7 +224,7 @@ func (s *Settler) Settle(ctx context.Context, ids ...common.Hash) error {
 		left, failed = s.settleFree(ctx, left, since)
 		err = errors.Join(err, failed)
 	}
-	return errors.Join(err, s.payouts.payWaiting(ctx, worth))
+	return errors.Join(err, payOut())
 }
 
 // settleFree settles those of the channels that nobody else settles. It returns those that somebody does, if it was not in time
@@ -380,6 +403,4 @@ func except(states, without []channel.State) []channel.State {
 }
 
 // Unsettled is the error of a channel that something kept from being settled.
-func Unsettled(id common.Hash, err error) error {
-	return fmt.Errorf("channel %s is not settled: %w", id, err)
-}
+func Unsettled(id common.Hash, err error) error { return &outcome.Unsettled{Channel: id, Err: err} }

@@ -3,6 +3,7 @@ package tower_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"math/big"
 	"net/http"
 	"os"
@@ -143,6 +144,61 @@ func TestTowerDestroysNoVoucherByAWithdrawal(t *testing.T) {
 	l.up()
 	l.Eventually("it is withdrawn", func() bool { return l.view(second).Finalized })
 	l.paidOut(1000, 600) // what is left of the first stays: nobody asked the tower for it
+}
+
+// TestTowerDestroysNoVoucherBesideABlockedPayee shows that a payee whom the token blocks, and whose payout is refused for ever, costs
+// no other payee the voucher that the tower holds.
+func TestTowerDestroysNoVoucherBesideABlockedPayee(t *testing.T) {
+	l := newLookout(t, func(c *tower.Config) { c.SettleGas = tower.GasBudget{PerParty: big.NewInt(1)} })
+	bad := l.Terms(9)
+	bad.Payee = common.Address{0xbb, 1}
+	block(l, bad.Payee)
+	l.Send(l.Others, l.Contract.OpenAuthorizedCall(bad, l.Authorize(1000, channel.OpenNonce(bad.Payer, bad))))
+	l.voucher(l.sign(l.Payer, bad, 100))
+	l.RequestClose(bad)
+	first, second := l.Open(1, 1000), l.Open(2, 1000)
+	l.voucher(l.sign(l.Payer, first, 400))
+	l.RequestClose(first)
+	l.AdvanceTime(t, 2*time.Second)
+	l.Eventually("the budget is used up", func() bool {
+		return tilltest.Is(l.view(first).Settled, 400) && tilltest.Is(l.view(bad).Settled, 100)
+	})
+	l.voucher(l.sign(l.Payer, second, 600))
+	if status, answer := l.post("/close-requests", l.request(l.Payer, second, 0, 1<<40)); status != http.StatusOK {
+		t.Fatalf("%d %s", status, answer)
+	}
+	l.AdvanceTime(t, chaintest.Grace)
+	for range 3 {
+		if status, answer := l.post("/withdrawals", wire.NewTerms(second)); status != http.StatusTooManyRequests {
+			t.Errorf("%d %s", status, answer)
+		}
+	}
+	if l.view(second).Finalized {
+		t.Fatal("the voucher was made worthless")
+	}
+	l.stop()
+	l.config.SettleGas = tower.GasBudget{}
+	l.up()
+	l.Eventually("it is withdrawn", func() bool { return l.view(second).Finalized })
+	if v := l.view(second); !tilltest.Is(v.Settled, 600) {
+		t.Errorf("settled %s, want 600", v.Settled.Dec())
+	}
+}
+
+// block has the token refuse transfers to an account, as an issuer's blocklist does: its code moves to another address, to which
+// it hands everything else.
+func block(l *lookout, who common.Address) {
+	l.T.Helper()
+	code, err := l.Backend.CodeAt(l.T.Context(), l.Token, nil)
+	if err != nil {
+		l.T.Fatal(err)
+	}
+	behind := common.Address{0xbe, 0x41}
+	l.RPC(l.T, nil, "anvil_setCode", behind, hexutil.Bytes(code))
+	l.RPC(l.T, nil, "anvil_setCode", l.Token, "0x"+
+		"60003560e01c63a9059cbb14"+fmt.Sprintf("60043573%x1416605657", who)+ // transfer(who, …): revert
+		fmt.Sprintf("365f5f375f5f365f73%x5af4", behind)+"3d5f5f3e605257"+"3d5ffd"+ // else delegatecall
+		"5b3d5ff3"+"5b5f5ffd")
 }
 
 // A tower that lost its database is told everything anew within an hour, and what is closing the next time.

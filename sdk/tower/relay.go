@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -211,24 +212,24 @@ func (r *relay) withdraw(ctx context.Context, s sighting) error {
 
 // settleFirst gives the payee its due while there is time: after the withdrawal
 // the voucher is worth nothing. Without the budget for that there is no withdrawal.
-// What the contract refuses, or is not worth its gas, does not hold up the payer, nor
-// does an endpoint that does not know yet what a settlement of ours brought.
+// What the contract refuses of this channel, or is not worth its gas, does not hold up the payer, nor
+// does an endpoint that does not know yet what a settlement of ours brought. What became of others says nothing of
+// this channel: a payee whom a token blocks must not cost another its voucher.
 func (r *relay) settleFirst(ctx context.Context, s channel.State) error {
-	err := r.settler.Settle(ctx, s.ID)
-	var revert *chain.Revert
-	var reverted *chain.Reverted
-	if errors.As(err, &revert) || errors.As(err, &reverted) {
+	failed := r.settler.SettleOnly(ctx, s.ID)
+	if outcome.Refused(failed, s.ID) {
 		return nil
 	}
-	if err == nil {
-		s, err = r.settler.State(ctx, s.ID)
-	}
+	s, err := r.settler.State(ctx, s.ID)
 	if err != nil {
-		return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, err)
+		return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, errors.Join(failed, err))
 	}
 	left := s.Unsettled()
 	if left.IsZero() || r.worth(s.Terms, left) != nil {
 		return nil
+	}
+	if failed != nil {
+		return fmt.Errorf("settling channel %s before its withdrawal: %w", s.ID, failed)
 	}
 	within, err := r.budget.affordable(ctx, []channel.State{s})
 	if err != nil {
