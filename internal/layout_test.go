@@ -69,7 +69,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering metering/merkle sdk/chain sdk/internal/billed sdk/wire"},
 	{"sdk/internal/leasestore", "channel channel/store metering sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
-	{"sdk/internal/placement", "channel sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
+	{"sdk/internal/placement", "channel metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
 	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
@@ -158,9 +158,8 @@ const mostMethods = 40
 
 // large are the types of before that have more, each with how many it has. No number grows, and none is added.
 var large = map[string]int{
-	"sdk.Provider":             78,
-	"sdk.session":              57,
-	"sdk/internal/lease.Lease": 101,
+	"sdk.Provider": 78,
+	"sdk.session":  57,
 }
 
 // TestTypesAreSmall: no type has more than mostMethods methods of its own, generated ones apart.

@@ -101,7 +101,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	one := leases[0]
 	one.pay(one.spent())
 	waitFor(t, func() bool {
-		share := r.provider.running(one.terms.ID()).Share.Load()
+		share := r.provider.running(one.terms.ID()).Balance.Share.Load()
 		return share.Uint64() == 20_000
 	})
 }

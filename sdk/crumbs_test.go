@@ -41,8 +41,8 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 		lease.attach(resp)
 		eventually(t, "it has used a little, or all that is left", func() bool {
 			l := r.provider.running(lease.terms.ID())
-			used := l.Debt()
-			return used.Uint64() >= 1000 || l.State() == leasestore.Suspended
+			used := l.Balance.Debt()
+			return used.Uint64() >= 1000 || l.Status.State() == leasestore.Suspended
 		})
 		spent := lease.state().Spent
 		lease.pay(spent.Uint64())
@@ -86,8 +86,8 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 	if l == nil {
 		t.Fatal("no lease runs on what is paid in advance")
 	}
-	v := l.Look()
-	if limit := l.Limit(&v); limit.Uint64() != row {
+	v := l.Status.Look()
+	if limit := l.Balance.Limit(&v); limit.Uint64() != row {
 		t.Errorf("served up to %s, and a settlement fetched %d", limit.Dec(), row)
 	}
 	ahead.release()

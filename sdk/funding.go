@@ -189,7 +189,7 @@ func (d *session) topUp(r *request, payload *wire.Payload) (channel.State, error
 	s, err = d.record(ctx, s.ID, 0, d.observed(s.ID))
 	fault.Point(fault.TopUpObserved)
 	if l := d.leases.Running(s.ID); err == nil && l != nil {
-		l.Observe(s)
+		l.Balance.Observe(s)
 	}
 	return s, err
 }

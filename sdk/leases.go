@@ -45,7 +45,7 @@ func (p *Provider) running(channelID common.Hash) *lease.Lease { return p.leases
 // Paid tells the lease of a channel, or what is known of its payer, what was vouchered.
 func (d leaseDirectory) Paid(s channel.State) {
 	if l := d.Running(s.ID); l != nil {
-		l.Pays(s)
+		l.Balance.Pays(s)
 		return
 	}
 	d.Deps.Accounts.Paid(s)

@@ -341,7 +341,7 @@ func TestNodeThatTalks(t *testing.T) {
 	lease := r.open(1, 300_000, "")
 	began := time.Now()
 	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*remote.StatesAtOnce })
-	if reason := r.provider.running(lease.terms.ID()).Look().Reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
+	if reason := r.provider.running(lease.terms.ID()).Status.Look().Reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
 		t.Errorf("its reason has %d bytes", len(reason))
 	}
 	lines := log.holding("xx") + log.holding("x x")

@@ -202,8 +202,8 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if there, _ := o.spooled(id); !syncs.Lost.Load() || !ends.Lost.Load() || there.State != wire.StateActive || rented.row().Term != row.Term+1 {
-		t.Errorf("it has let go: %t, %t; at its node the lease is %s, in the table in term %d", syncs.Lost.Load(), ends.Lost.Load(), there.State, rented.row().Term)
+	if there, _ := o.spooled(id); !syncs.Fence.Lost.Load() || !ends.Fence.Lost.Load() || there.State != wire.StateActive || rented.row().Term != row.Term+1 {
+		t.Errorf("it has let go: %t, %t; at its node the lease is %s, in the table in term %d", syncs.Fence.Lost.Load(), ends.Fence.Lost.Load(), there.State, rented.row().Term)
 	}
 
 	r.sql(`UPDATE leases SET term = 1, owner = ?, started_at = started_at - 100000000000 WHERE id = ?`, r.provider.replicas.identity(), id.Hex())

@@ -145,8 +145,8 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 		if l == nil {
 			t.Fatal("a suspended lease does not go on after a restart")
 		}
-		if !l.Earlier.Equal(time.Unix(0, before.Suspended)) {
-			t.Errorf("the lease counts from %s, and was suspended at %d", l.Earlier, before.Suspended)
+		if !l.Suspension.Earlier.Equal(time.Unix(0, before.Suspended)) {
+			t.Errorf("the lease counts from %s, and was suspended at %d", l.Suspension.Earlier, before.Suspended)
 		}
 	}
 	lease.again()

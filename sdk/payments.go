@@ -337,7 +337,7 @@ func (d *session) attach(w http.ResponseWriter, r *request, s channel.State) err
 	}
 	d.metrics.streams.Inc()
 	defer d.metrics.streams.Dec()
-	v, _ := l.Snapshot()
+	v, _ := l.Status.Snapshot()
 	if err := d.streamReceipt(r, l, v).Set(w.Header()); err != nil {
 		return err
 	}

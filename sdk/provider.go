@@ -443,5 +443,5 @@ func (p *Provider) Service(channelID common.Hash) string {
 	if l == nil {
 		return wire.StateEnded
 	}
-	return string(l.State())
+	return string(l.Status.State())
 }

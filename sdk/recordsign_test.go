@@ -332,9 +332,9 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 		t.Fatal("the gateway that was cut off goes on")
 	}
 	before := keyA.distinct()
-	old.Lost.Store(false) // it does not know
-	old.Unstored = nil    // nor what became of its last record
-	if err := old.Record(t.Context(), true); !errors.Is(err, leasestore.ErrNotOwner) {
+	old.Fence.Lost.Store(false) // it does not know
+	old.Records.Unstored = nil  // nor what became of its last record
+	if err := old.Records.Make(t.Context(), true); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)
 	}
 	if n := keyA.distinct(); n != before {

@@ -21,21 +21,21 @@ func (r *replicas) watchOver(l *lease.Lease) {
 		return
 	}
 	if !r.p.leases.Go(func(ctx context.Context) {
-		defer l.LeaveCredit()
+		defer l.Balance.Leave()
 		select {
 		case <-l.Done:
 			r.guardCredit(ctx, l)
 		case <-ctx.Done():
 		}
 	}) {
-		l.LeaveCredit() // the process stops: see Lease.LeaveSuspended
+		l.Balance.Leave() // the process stops: see guard.LeaveSuspended in lease
 	}
 }
 
 // guardCredit goes on until somebody runs the lease, and until its devices are suspended where they have to be. It needs no answer of
 // the database for that. When the process stops it suspends what it has watched over, and nobody would from then on.
 func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
-	l.LetGo()
+	l.Devices.CountUnmetered()
 	ask, stop := context.WithCancel(ctx)
 	defer stop()
 	heard := make(chan leasestore.Row, 1)
@@ -47,7 +47,7 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
 		case row := <-heard:
 			switch {
 			case row.ID == "":
-				l.TakeBack()
+				l.Guard.TakeBack()
 			case suspended && row.State == wire.StateActive:
 				r.undo(ctx, l, row)
 			}
@@ -57,23 +57,23 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
 			return
 		case <-time.After(r.poll()):
 		}
-		if r.p.leases.RunsAgain(l) && !l.HalfResumed() {
+		if r.p.leases.RunsAgain(l) && !l.Guard.HalfResumed() {
 			return
 		}
-		if !l.Overspent() || time.Now().Before(next) {
+		if !l.Guard.Overspent() || time.Now().Before(next) {
 			continue
 		}
 		r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.ID, "channel", l.Terms.ID())
-		err := l.TakeInLate(ctx)
+		err := l.Guard.SuspendLate(ctx)
 		switch {
 		case err == nil:
 			suspended = true
-			l.Claims(false)
+			l.Balance.Claims(false)
 		case errors.Is(err, leasestore.ErrNotOwner):
 			r.p.config.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.ID, "error", err)
 			return
 		default:
-			l.CannotSuspend(err)
+			l.Guard.CannotSuspend(err)
 			next = time.Now().Add(pace.Next())
 		}
 	}
@@ -87,7 +87,7 @@ func (r *replicas) listen(ctx context.Context, l *lease.Lease, heard chan<- leas
 		case errors.Is(err, sql.ErrNoRows):
 			heard <- leasestore.Row{}
 			return
-		case err != nil || row.State == wire.StateSuspended && l.HalfResumed():
+		case err != nil || row.State == wire.StateSuspended && l.Guard.HalfResumed():
 		case row.State != wire.StateActive || row.Term != l.Term && r.isRun(ctx, l, row):
 			heard <- row
 			return
@@ -99,10 +99,10 @@ func (r *replicas) listen(ctx context.Context, l *lease.Lease, heard chan<- leas
 // has it, or that the next process can take it up as any lease that has credit left.
 func (r *replicas) lastLook(ctx context.Context, l *lease.Lease) {
 	row, err := r.seen(ctx, l)
-	if err == nil && (row.Term != l.Term || !l.Overspent()) {
+	if err == nil && (row.Term != l.Term || !l.Guard.Overspent()) {
 		return
 	}
-	l.LeaveSuspended(ctx)
+	l.Guard.LeaveSuspended(ctx)
 }
 
 // seen is the lease's row, if the database answers.

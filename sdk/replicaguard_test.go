@@ -297,7 +297,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 				if lease.row().State == wire.StateEnded {
 					return true
 				}
-				if l == nil || l.State() != leasestore.Active || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
+				if l == nil || l.Status.State() != leasestore.Active || !strings.Contains(strings.TrimPrefix(calls(), before), "resume") {
 					return false
 				}
 				if since == 0 {
@@ -348,7 +348,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 	lease.record()
 	old := a.provider.running(lease.terms.ID())
 	ended := make(chan error, 1)
-	go func() { ended <- old.Command(context.Background(), old.Deps.Placer.Resume) }()
+	go func() { ended <- old.Fence.Command(context.Background(), old.Deps.Placer.Resume) }()
 	waitFor(t, func() bool { return strings.Contains(calls(), "slow") })
 	began := time.Now()
 	a.provider.replicas.standDown()
@@ -373,7 +373,7 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := calls()
-	if err := l.Command(t.Context(), l.Deps.Placer.Suspend); !errors.Is(err, leasestore.ErrNotOwner) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
+	if err := l.Fence.Command(t.Context(), l.Deps.Placer.Suspend); !errors.Is(err, leasestore.ErrNotOwner) || strings.Contains(strings.TrimPrefix(calls(), before), second.lease.LeaseID.Hex()) {
 		t.Errorf("it touches the devices of another gateway: %v, %s", err, calls())
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -67,11 +68,11 @@ func (r *replicas) resolveAs(ctx context.Context, owner string, row leasestore.R
 	if err != nil {
 		return err
 	}
-	where := r.p.leases.Locate(ctx, row, nil) // before it is taken: who lives after all keeps it
+	where := placement.Locate(ctx, r.p.leases.Deps.Placer, row, nil) // before it is taken: who lives after all keeps it
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if errors.Is(where, lease.ErrNotHere) && wish == "" && (row.State == wire.StateEnded || silent <= r.p.config.SuspendTimeout) {
+	if errors.Is(where, placement.ErrNotHere) && wish == "" && (row.State == wire.StateEnded || silent <= r.p.config.SuspendTimeout) {
 		r.refuse(row.ID)
 		r.p.config.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", where)
 		return nil

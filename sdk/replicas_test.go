@@ -194,10 +194,10 @@ func TestLeaseIsTakenOver(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the gateway that was cut off goes on")
 	}
-	if v, _ := old.Snapshot(); v.State == leasestore.Ended || a.provider.running(lease.terms.ID()) != nil {
+	if v, _ := old.Status.Snapshot(); v.State == leasestore.Ended || a.provider.running(lease.terms.ID()) != nil {
 		t.Errorf("the lease was ended by who lost it: %+v", v)
 	}
-	sequence := old.View.Sequence
+	sequence := old.Status.Look().Sequence
 	err := a.provider.store.Records.Append(t.Context(), old.Term, metering.SignedRecord{Record: metering.Record{LeaseID: old.ID, ChannelID: old.Terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
 	if !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)

@@ -66,19 +66,19 @@ func (r *replicas) look(ctx context.Context) error {
 // heed tells a lease that runs here what others wrote.
 func (r *replicas) heed(l *lease.Lease, row leasestore.Glimpse, s channel.State) {
 	if row.ID == "" || row.Term != l.Term { // its row was there when it began: see drop
-		l.Elsewhere.Store(row.ID != "")
+		l.Fence.Elsewhere.Store(row.ID != "")
 		l.Relinquish()
 		return
 	}
 	if s.ID == (common.Hash{}) {
 		return
 	}
-	v, _ := l.Snapshot()
+	v, _ := l.Status.Snapshot()
 	if uint64(row.Stream) > v.Stream {
-		l.Update(func(v *lease.View) { v.Stream = max(v.Stream, uint64(row.Stream)) })
+		l.Status.Update(func(v *lease.View) { v.Stream = max(v.Stream, uint64(row.Stream)) })
 	}
 	if s.Accepted.Gt(&v.Accepted) || s.Deposit != v.Deposit {
-		l.Observe(s)
+		l.Balance.Observe(s)
 	}
 	switch {
 	case row.Command == leasestore.ErrRolledBack.Error():
@@ -95,7 +95,7 @@ func (r *replicas) reflect(ctx context.Context, l *lease.Lease, row leasestore.G
 	if row.ID == "" {
 		return nil
 	}
-	v, _ := l.Snapshot()
+	v, _ := l.Status.Snapshot()
 	var last *metering.SignedRecord
 	if uint64(row.Sequence) > v.Sequence {
 		var err error
@@ -106,10 +106,10 @@ func (r *replicas) reflect(ctx context.Context, l *lease.Lease, row leasestore.G
 	changed := last != nil || string(v.State) != row.State || v.Reason != row.Reason ||
 		uint64(row.Stream) > v.Stream || s.Accepted.Gt(&v.Accepted) || s.Deposit != v.Deposit
 	if changed {
-		l.Update(func(v *lease.View) { v.Apply(row, s, last) })
+		l.Status.Update(func(v *lease.View) { v.Apply(row, s, last) })
 	}
-	if now, _ := l.Snapshot(); now.State == leasestore.Active {
-		l.Remind(now)
+	if now, _ := l.Status.Snapshot(); now.State == leasestore.Active {
+		l.Balance.Remind(now)
 	}
 	return nil
 }
@@ -187,12 +187,12 @@ func image(ctx context.Context, p *Provider, row leasestore.Row, s channel.State
 		return nil, err
 	}
 	l.Mirror = true
-	l.View = lease.View{State: leasestore.State(row.State), Reason: row.Reason, Version: 1, Stream: uint64(row.Stream),
-		Owed: l.OwedBefore, Accepted: s.Accepted, Deposit: s.Deposit}
-	if last != nil {
-		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
-	}
-	l.View.Ask(l.View.State, l.View.Reason)
+	l.Status.Update(func(v *lease.View) {
+		*v = lease.View{State: leasestore.State(row.State), Reason: row.Reason, Version: 1, Stream: uint64(row.Stream),
+			Owed: l.OwedBefore, Accepted: s.Accepted, Deposit: s.Deposit}
+		v.Shows(last)
+		v.Ask(v.State, v.Reason)
+	})
 	return l, nil
 }
 
@@ -239,10 +239,10 @@ func (d leaseDirectory) Begun(ctx context.Context, id common.Hash) bool {
 // EndLease ends the lease that runs on a channel, wherever it does.
 func (d leaseDirectory) EndLease(ctx context.Context, id common.Hash, row *leasestore.Row, reason string) error {
 	if l := d.Running(id); l != nil {
-		if err := l.End(ctx, lease.Stop{Reason: reason}); err != nil || l.State() == leasestore.Ended {
+		if err := l.End(ctx, lease.Stop{Reason: reason}); err != nil || l.Status.State() == leasestore.Ended {
 			return err
 		}
-		if !l.Lost.Load() {
+		if !l.Fence.Lost.Load() {
 			return wire.Unavailable.With("the provider stops and lease %s goes on: try again", l.ID)
 		}
 		// It was let go while it was asked: it goes on at another gateway.
@@ -261,7 +261,7 @@ func (d leaseDirectory) NextStream(ctx context.Context, l *lease.Lease) (number 
 			return 0, err
 		}
 	}
-	l.Update(func(v *lease.View) {
+	l.Status.Update(func(v *lease.View) {
 		if d.p.replicas == nil {
 			number = v.Stream + 1
 		}

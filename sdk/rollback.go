@@ -163,18 +163,15 @@ func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row lea
 
 // rolledBack is the end of a lease as its renter is shown it.
 func (p *Provider) rolledBack(s channel.State, row leasestore.Row, shown wire.ShownRecord) (*lease.Lease, error) {
-	l := &lease.Lease{ID: shown.Record.LeaseID, Terms: s.Terms, OwedBefore: shown.Record.OwedBefore, Deps: lease.Deps{Store: p.store},
-		Offer: &wire.SignedOffer{Hash: shown.Record.OfferHash}, Done: make(chan struct{})}
+	spec := lease.Spec{ID: shown.Record.LeaseID, Terms: s.Terms, OwedBefore: shown.Record.OwedBefore, Deps: lease.Deps{Store: p.store},
+		Offer: &wire.SignedOffer{Hash: shown.Record.OfferHash}, Binding: shown.Binding}
 	if row.ID != "" {
 		var err error
-		if l.Allocation, err = row.Allocated(); err != nil {
+		if spec.Allocation, err = row.Allocated(); err != nil {
 			return nil, err
 		}
 	}
-	l.Allocation.Access = json.RawMessage("null")
-	l.Binding = shown.Binding
-	close(l.Done)
-	l.View = lease.View{State: leasestore.Ended, Reason: leasestore.ErrRolledBack.Error(), Version: 2, Sequence: shown.Record.Sequence,
-		Owed: shown.Record.Owed, Nanos: shown.Record.Nanos, Accepted: s.Accepted, Deposit: s.Deposit}
-	return l, nil
+	spec.Allocation.Access = json.RawMessage("null")
+	return lease.Past(spec, lease.View{State: leasestore.Ended, Reason: leasestore.ErrRolledBack.Error(), Version: 2, Sequence: shown.Record.Sequence,
+		Owed: shown.Record.Owed, Nanos: shown.Record.Nanos, Accepted: s.Accepted, Deposit: s.Deposit}), nil
 }

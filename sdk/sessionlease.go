@@ -111,18 +111,15 @@ func (d *session) remembered(r *request, s channel.State) (*lease.Lease, error) 
 	if err != nil {
 		return nil, err
 	}
-	l := &lease.Lease{ID: a.LeaseID, Terms: s.Terms, Allocation: a, OwedBefore: before, Deps: lease.Deps{Store: d.store},
-		Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, Done: make(chan struct{})}
-	close(l.Done)
-	if l.Binding, err = row.MeterBinding(); err != nil {
+	binding, err := row.MeterBinding()
+	if err != nil {
 		return nil, err
 	}
-	l.View = lease.View{State: leasestore.Ended, Reason: row.Reason, Version: 2, Owed: s.Spent, Accepted: s.Accepted, Deposit: s.Deposit}
-	last, err := d.store.Records.Last(r.Context(), l.ID)
-	if err == nil && last != nil {
-		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
-	}
-	return l, err
+	v := lease.View{State: leasestore.Ended, Reason: row.Reason, Version: 2, Owed: s.Spent, Accepted: s.Accepted, Deposit: s.Deposit}
+	last, err := d.store.Records.Last(r.Context(), a.LeaseID)
+	v.Shows(last)
+	return lease.Past(lease.Spec{ID: a.LeaseID, Terms: s.Terms, Allocation: a, OwedBefore: before, Deps: lease.Deps{Store: d.store},
+		Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, Binding: binding}, v), err
 }
 
 // safeToServe refuses a lease on a channel that somebody can close below what the

@@ -97,7 +97,7 @@ func (p *Provider) channelChanged(now channel.State) {
 	if l == nil {
 		return
 	}
-	l.Observe(now)
+	l.Balance.Observe(now)
 	if now.Status == channel.Open {
 		return
 	}

@@ -49,7 +49,7 @@ func (s *stream) serve(ctx context.Context, first wire.Lease, after uint64) erro
 	idle := time.NewTicker(keepAlive)
 	defer idle.Stop()
 	for {
-		now, changed := s.lease.Snapshot()
+		now, changed := s.lease.Status.Snapshot()
 		over, err := s.show(ctx, now)
 		if over || err != nil {
 			return err
@@ -98,7 +98,7 @@ func (s *stream) show(ctx context.Context, now lease.View) (over bool, err error
 		}
 	}
 	if now.Need > s.seen.Need && now.State != leasestore.Ended {
-		if err := s.send(0, wire.EventNeedVoucher, s.lease.Needs(now)); err != nil {
+		if err := s.send(0, wire.EventNeedVoucher, s.lease.Balance.Needs(now)); err != nil {
 			return true, err
 		}
 	}
@@ -110,7 +110,7 @@ func (s *stream) show(ctx context.Context, now lease.View) (over bool, err error
 	case <-s.lease.Done:
 		// The provider stops and the lease goes on later; or it ended after now
 		// was read, and its last record and the receipt are still to be shown.
-		last, _ := s.lease.Snapshot()
+		last, _ := s.lease.Status.Snapshot()
 		return last.State != leasestore.Ended, nil
 	default:
 		return false, nil

@@ -209,7 +209,7 @@ func TestUnmeteredLeaseIsSuspended(t *testing.T) {
 			if s := lease.status(leasestore.Suspended); s.Reason != leasing.ReasonUnmetered {
 				t.Fatalf("suspended because %q", s.Reason)
 			}
-			if v := w.provider.running(lease.terms.ID()).Look(); v.Need != 0 {
+			if v := w.provider.running(lease.terms.ID()).Status.Look(); v.Need != 0 {
 				t.Error("a voucher is asked for")
 			}
 			if got := w.metric("gpupay_unmetered_leases"); got != "1" {

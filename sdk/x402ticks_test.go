@@ -150,7 +150,7 @@ func (n *tickRenter) usesUp() {
 	id := n.only().ID
 	testrig.Eventually(n.T, "the lease is suspended", func() bool {
 		l := n.provider.running(id)
-		return l == nil || l.State() == leasestore.Suspended
+		return l == nil || l.Status.State() == leasestore.Suspended
 	})
 }
 

@@ -128,7 +128,7 @@ func TestVoucheredNeverFalls(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v, _ := n.leases.Runs(row).Snapshot(); spooled.Accepted.Uint64() != 700 || v.Accepted.Uint64() != 700 {
+		if v, _ := n.leases.Runs(row).Status.Snapshot(); spooled.Accepted.Uint64() != 700 || v.Accepted.Uint64() != 700 {
 			t.Errorf("%s the spool says %s, the lease %s; want 700", when, spooled.Accepted.Dec(), v.Accepted.Dec())
 		}
 	}
@@ -161,7 +161,7 @@ func TestOldShareIsNotServed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return n.leases.Runs(row).Share.Load().Uint64()
+		return n.leases.Runs(row).Balance.Share.Load().Uint64()
 	}
 	for _, step := range []struct {
 		what    string

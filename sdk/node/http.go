@@ -293,10 +293,10 @@ func (n *Agent) sync(ctx context.Context, row leasestore.Row, q nodelink.Sync, a
 		return nil
 	}
 	if share != nil {
-		l.Allow(*share)
+		l.Balance.Allow(*share)
 	}
-	if v, _ := l.Snapshot(); s.Accepted != v.Accepted || s.Deposit != v.Deposit {
-		l.Observe(s)
+	if v, _ := l.Status.Snapshot(); s.Accepted != v.Accepted || s.Deposit != v.Deposit {
+		l.Balance.Observe(s)
 	}
 	return nil
 }

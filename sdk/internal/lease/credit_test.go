@@ -25,13 +25,13 @@ type payersLeases struct {
 // A lease's view takes no voucher back that it was told of, whichever state comes last: of two that came together, the
 // older may.
 func TestViewKeepsTheNewestVoucher(t *testing.T) {
-	l := &Lease{}
+	l := New(Spec{}, View{})
 	older, newer := *uint256.NewInt(100), *uint256.NewInt(200)
 	deposit := *uint256.NewInt(1000)
-	l.Observe(channel.State{Accepted: newer, Deposit: deposit})
-	l.Pays(channel.State{Accepted: older})
-	l.Observe(channel.State{Accepted: older, Deposit: *uint256.NewInt(500)}) // a re-org took a deposit, and no voucher
-	if v := l.Look(); v.Accepted != newer || v.Deposit.Uint64() != 500 {
+	l.Balance.Observe(channel.State{Accepted: newer, Deposit: deposit})
+	l.Balance.Pays(channel.State{Accepted: older})
+	l.Balance.Observe(channel.State{Accepted: older, Deposit: *uint256.NewInt(500)}) // a re-org took a deposit, and no voucher
+	if v := l.Status.Look(); v.Accepted != newer || v.Deposit.Uint64() != 500 {
 		t.Errorf("accepted %s, deposit %s", v.Accepted.Dec(), v.Deposit.Dec())
 	}
 }
@@ -41,12 +41,11 @@ const handTick = time.Second // a base unit is a millisecond
 // lease joins the payer's account with a lease of some GPUs.
 func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 	n := len(f.leases) + 1
-	l := &Lease{
+	l := New(Spec{
 		ID: common.Hash{byte(n)}, Terms: channel.Terms{Payer: common.Address{1}, Salt: common.Hash{byte(n)}}, MaxDebt: *uint256.NewInt(credit), Credit: Postpaid{},
 		Price: metering.Price{Amount: *uint256.NewInt(3_600_000), Unit: metering.Hour},
 		Deps:  Deps{Accounts: f.accounts, Clock: metering.System, Timing: Timing{Tick: handTick}},
-		View:  View{State: leasestore.Active, Deposit: *uint256.NewInt(1_000_000)},
-	}
+	}, View{State: leasestore.Active, Deposit: *uint256.NewInt(1_000_000)})
 	for gpu := range gpus {
 		l.Allocation.Devices = append(l.Allocation.Devices, fmt.Sprintf("GPU-%d-%d", n, gpu))
 	}
@@ -54,8 +53,8 @@ func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 	if l.Meter, err = metering.NewMeter(metering.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
 		f.Fatal(err)
 	}
-	l.watchdog.Limit = 3 * handTick
-	l.joinCredit(nil)
+	l.health.watchdog.Limit = 3 * handTick
+	l.Balance.join(nil)
 	f.leases = append(f.leases, l)
 	f.read(l)
 	return l
@@ -81,17 +80,17 @@ func (f *payersLeases) runs(ticks int) {
 			f.read(l)
 		}
 		for _, l := range f.leases {
-			v := l.Look()
-			why := l.hindrance(&v)
+			v := l.Status.Look()
+			why := l.Guard.hindrance(&v)
 			switch {
 			case v.State == leasestore.Active && why != "":
 				l.Meter.Pause()
-				l.Show(leasestore.Suspended, why)
-			case v.State == leasestore.Suspended && why == "" && l.Claims(true):
-				l.goOn()
-				l.Show(leasestore.Active, "")
+				l.Records.Show(leasestore.Suspended, why)
+			case v.State == leasestore.Suspended && why == "" && l.Balance.Claims(true):
+				l.Guard.resumeMeter()
+				l.Records.Show(leasestore.Active, "")
 			case v.State == leasestore.Active:
-				l.goOn()
+				l.Guard.resumeMeter()
 			}
 		}
 	}
@@ -99,7 +98,7 @@ func (f *payersLeases) runs(ticks int) {
 
 func (f *payersLeases) debt() (sum uint64) {
 	for _, l := range f.leases {
-		debt := l.Debt()
+		debt := l.Balance.Debt()
 		sum += debt.Uint64()
 	}
 	return sum
@@ -121,8 +120,8 @@ func TestManyLeasesAreServedForOneCredit(t *testing.T) {
 			}
 			for round := range 20 {
 				l := f.leases[round%len(f.leases)]
-				v, debt := l.Look(), l.Debt()
-				l.Pays(channel.State{Accepted: *v.Accepted.Add(&v.Accepted, &debt), Deposit: v.Deposit})
+				v, debt := l.Status.Look(), l.Balance.Debt()
+				l.Balance.Pays(channel.State{Accepted: *v.Accepted.Add(&v.Accepted, &debt), Deposit: v.Deposit})
 				f.runs(5)
 				if owed := f.debt(); owed > most {
 					t.Fatalf("%d is owed of a credit of %d, %d payments later", owed, most, round+1)
@@ -137,7 +136,7 @@ func TestUseWithoutARecordIsOwed(t *testing.T) {
 	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 	l := f.lease(8_000, 1)
 	f.runs(20)
-	if v := l.Look(); v.State != leasestore.Suspended || !v.Owed.IsZero() || l.Credit.mayResume(l, v) {
+	if v := l.Status.Look(); v.State != leasestore.Suspended || !v.Owed.IsZero() || l.Credit.mayResume(&l.Balance, v) {
 		t.Errorf("%s, and by its records %s is owed: it may go on, unpaid", v.State, v.Owed.Dec())
 	}
 }
@@ -147,7 +146,7 @@ func TestLeasesPaidInAdvanceTakeNoCredit(t *testing.T) {
 	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
 	for range 40 {
 		l := f.lease(10_000, 1)
-		l.Pays(channel.State{Accepted: *uint256.NewInt(100_000), Deposit: l.View.Deposit})
+		l.Balance.Pays(channel.State{Accepted: *uint256.NewInt(100_000), Deposit: l.Status.Look().Deposit})
 	}
 	f.runs(50)
 	for _, l := range f.leases {
@@ -163,11 +162,11 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	for range 8 {
 		l := f.lease(8_000, 1)
 		l.Meter.Pause()
-		l.Show(leasestore.Suspended, reasonUnpaid)
+		l.Records.Show(leasestore.Suspended, reasonUnpaid)
 	}
 	var may []*Lease
 	for _, l := range f.leases {
-		if v := l.Look(); l.hindrance(&v) == "" {
+		if v := l.Status.Look(); l.Guard.hindrance(&v) == "" {
 			may = append(may, l)
 		}
 	}
@@ -176,9 +175,9 @@ func TestSuspendedLeasesGoOnOneByOne(t *testing.T) {
 	}
 	var do int
 	for _, l := range may { // each has looked before any of them goes on
-		if l.Claims(true) {
-			l.goOn()
-			l.Show(leasestore.Active, "")
+		if l.Balance.Claims(true) {
+			l.Guard.resumeMeter()
+			l.Records.Show(leasestore.Active, "")
 			do++
 		}
 	}

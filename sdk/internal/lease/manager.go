@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,8 +26,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Manager runs leases and takes them up again after a restart: a provider's, or
-// those that a node meters for its gateways.
+// Manager runs leases and takes them up again after a restart: a provider's, or those that a node meters for its gateways.
 type Manager struct {
 	Deps     Deps
 	MeterKey metering.Signer   // signs usage records
@@ -37,8 +35,7 @@ type Manager struct {
 	PaidTo   common.Address    // whom channels must pay that leases go on on; zero: whomever
 	Store    leasestore.Store
 
-	// Channel is the channel of a lease, and Remote what a gateway has of one that
-	// a node meters.
+	// Channel is the channel of a lease, and Remote what a gateway has of one that a node meters.
 	Channel   func(ctx context.Context, row leasestore.Row) (channel.State, error)
 	Remote    func(l *Lease, row leasestore.Row, terms metering.Lease, meter common.Address, last *metering.SignedRecord) (Engine, error)
 	Owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
@@ -70,13 +67,12 @@ func (h *Manager) Init() {
 		end()
 		h.Deps.sampling.Close()
 		for _, l := range h.All() {
-			l.Wake()
+			l.Inbox.Wake()
 		}
 	}
 }
 
-// Close stops all leases, which go on in the next process, and waits for all
-// work. It is false the second time.
+// Close stops all leases, which go on in the next process, and waits for all work. It is false the second time.
 func (h *Manager) Close() bool {
 	h.mu.Lock()
 	if h.closed {
@@ -156,9 +152,8 @@ func (h *Manager) All() []*Lease {
 	return slices.Collect(maps.Values(h.leases))
 }
 
-// Start allocates devices and begins a lease on an open channel. The row is on
-// disk before the first command runs, so that a crash in between still
-// releases what was allocated. may is asked in the row's transaction.
+// Start allocates devices and begins a lease on an open channel. The row is on disk before the first command runs, so that a crash in
+// between still releases what was allocated. may is asked in the row's transaction.
 func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, may func(*sqlx.Tx) error) (*Lease, error) {
 	id := common.HexToHash(row.ID)
 	begun := sync.OnceFunc(h.Busy.Lock(id))
@@ -202,10 +197,10 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	err = h.launch(l, leasestore.Active, s, nil)
 	switch {
 	case errors.Is(err, gpu.ErrNoCapacity):
-		l.LeaveCredit()
+		l.Balance.Leave()
 		return nil, errors.Join(err, h.GiveBack(call, row, nil, err.Error()))
 	case errors.Is(err, ErrMetered): // and not given back: that would take it from who has it
-		l.LeaveCredit()
+		l.Balance.Leave()
 		return nil, errors.Join(err, h.Store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
 	}
 	if err != nil || l.opened == nil {
@@ -241,8 +236,7 @@ func (h *Manager) notAllocated(ctx context.Context, row leasestore.Row, held boo
 	return h.Store.Leases.SetEnded(write, common.HexToHash(row.ID), row.Term, "not allocated", held)
 }
 
-// newLease builds a lease: fresh, or as its last record and the meter's state
-// left it.
+// newLease builds a lease: fresh, or as its last record and the meter's state left it.
 func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.SignedOffer, a gpu.Allocation, last *metering.SignedRecord) (*Lease, error) {
 	price, err := offer.Price()
 	if err != nil {
@@ -256,16 +250,15 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 	if err != nil {
 		return nil, err
 	}
-	l := &Lease{
+	l := New(Spec{
 		ID: a.LeaseID, Terms: s.Terms, Offer: h.Store.Offers.Shared(offer), Price: price, MaxDebt: credit, Credit: Postpaid{}, Allocation: a, OwedBefore: before,
-		startedAt: row.StartedAt, Term: row.Term, Done: make(chan struct{}), Deps: h.Deps,
-	}
-	l.View.Stream, l.View.Reason = uint64(row.Stream), row.Reason
+		startedAt: row.StartedAt, Term: row.Term, Deps: h.Deps,
+	}, View{Stream: uint64(row.Stream), Reason: row.Reason})
 	if l.Binding, err = row.MeterBinding(); err != nil {
 		return nil, err
 	}
 	if h.Deps.Tenure != nil && a.Node == "" {
-		l.tenure = h.Deps.Tenure()
+		l.Fence.Tenure = h.Deps.Tenure()
 	}
 	l.Deps.Timing = l.Deps.Timing.of(offer.Offer)
 	terms := offer.Meters(metering.Lease{
@@ -273,7 +266,7 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 		Price: price, OwedBefore: before, Devices: a.Devices,
 	})
 	if a.Node != "" {
-		l.Notify = make(chan struct{}, 1)
+		l.Inbox.Notify = make(chan struct{}, 1)
 		l.Remote, err = h.Remote(l, row, terms, row.SigningKey(offer), last)
 		return l, err
 	}
@@ -281,24 +274,16 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 	if err != nil {
 		return nil, err
 	}
-	l.draft = pending
+	l.Records.draft = pending
 	if l.Meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
 		return nil, err
 	}
-	l.watchdog.Limit = l.Meter.Config().MaxGap
-	l.devices = inventory.NewWatch(a.Devices, l.watchdog.Limit, h.Deps.Sick)
-	if l.recorder, err = metering.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
+	l.health.watchdog.Limit = l.Meter.Config().MaxGap
+	l.health.devices = inventory.NewWatch(a.Devices, l.health.watchdog.Limit, h.Deps.Sick)
+	if l.Records.recorder, err = metering.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
 		return l, err
 	}
 	return l, h.Prepaid(l)
-}
-
-// of is the timing of a lease: what its offer promises counts, and not what was
-// configured since.
-func (t Timing) of(o wire.Offer) Timing {
-	t.Tick = cmp.Or(time.Duration(o.Tick)*time.Millisecond, t.Tick)
-	t.RecordEvery = cmp.Or(time.Duration(o.RecordEvery)*time.Millisecond, t.RecordEvery)
-	return t
 }
 
 func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.Meter, error) {
@@ -316,20 +301,21 @@ func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.
 
 // launch lets a lease run. Its view starts where its last record is.
 func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last *metering.SignedRecord) error {
-	l.View = View{State: state, Reason: l.View.Reason, Version: 1, Stream: l.View.Stream, Reserved: l.View.Reserved, Owed: l.OwedBefore, Deposit: s.Deposit}
-	l.View.hear(s, l.Deps.Row)
-	if last != nil {
-		l.View.Sequence, l.View.Owed, l.View.Nanos = last.Sequence, last.Owed, last.Nanos
-	}
-	l.View.Ask(state, l.View.Reason)
-	l.custody.given.Store(l.MetersHere() && (state == leasestore.Active || state == leasestore.Suspended && l.View.Reason == ReasonDead)) // a node suspends by itself; of what is dead the command may have failed
+	reason := l.Status.Look().Reason
+	l.Status.Update(func(v *View) {
+		*v = View{State: state, Reason: reason, Version: 1, Stream: v.Stream, Reserved: v.Reserved, Owed: l.OwedBefore, Deposit: s.Deposit}
+		v.hear(s, l.Deps.Row)
+		v.Shows(last)
+		v.Ask(state, reason)
+	})
+	l.Devices.Given.Store(l.MetersHere() && (state == leasestore.Active || state == leasestore.Suspended && reason == ReasonDead)) // a node suspends by itself; of what is dead the command may have failed
 	if state == leasestore.Suspended && l.Meter != nil {
 		l.Meter.Pause()
-		switch l.View.Reason {
+		switch reason {
 		case ReasonUnmetered:
-			l.watchdog.Expire() // until its devices are read
+			l.health.watchdog.Expire() // until its devices are read
 		case ReasonDead:
-			l.liveness.dead.Store(h.Deps.Liveness != nil) // until it is asked
+			l.health.liveness.dead.Store(h.Deps.Liveness != nil) // until it is asked
 		}
 	}
 	if h.Owing != nil {
@@ -337,14 +323,14 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		if err != nil {
 			return err
 		}
-		l.joinCredit(owing)
+		l.Balance.join(owing)
 	}
 	if h.Share != nil {
 		share, err := h.Share(h.life, l.ID)
 		if err != nil {
 			return err
 		}
-		l.Share.Store(share)
+		l.Balance.Share.Store(share)
 	}
 	if !h.Begin() {
 		return ErrClosed
@@ -383,7 +369,7 @@ func (h *Manager) Enlist(l *Lease) error {
 // meter is the lease, but for one, that has one of some devices here, and which; nil if none has. The caller holds mu.
 func (h *Manager) meter(devices []string, but common.Hash) (string, *Lease) {
 	for _, other := range h.leases {
-		if !other.MetersHere() || other.ID == but || other.Ending.Load() || other.Lost.Load() {
+		if !other.MetersHere() || other.ID == but || other.Ending.Load() || other.Fence.Lost.Load() {
 			continue
 		}
 		if i := slices.IndexFunc(devices, func(d string) bool { return slices.Contains(other.Allocation.Devices, d) }); i >= 0 {
@@ -406,7 +392,7 @@ func (h *Manager) CheckFree(devices []string, route inventory.Route) error {
 // Drop makes room for another lease on the channel.
 func (h *Manager) Drop(l *Lease) {
 	if !l.Guarded.Load() || !l.MetersHere() {
-		l.LeaveCredit()
+		l.Balance.Leave()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -425,10 +411,10 @@ func (h *Manager) Load(ctx context.Context, row leasestore.Row, s channel.State,
 	}
 	l, err := h.newLease(row, s, offer, a, last)
 	if err == nil && l.MetersHere() && forgets(s, l.OwedBefore, last) {
-		l.aborted.Store(true)
+		l.Fence.Aborted.Store(true)
 	}
 	if err == nil && row.Suspended > 0 {
-		l.Earlier = time.Unix(0, row.Suspended)
+		l.Suspension.Earlier = time.Unix(0, row.Suspended)
 	}
 	return l, err
 }
@@ -454,10 +440,9 @@ func (h *Manager) EndSoon(l *Lease, reason string) {
 	}()
 }
 
-// bind says in a row whose key signs the records of a lease that begins, where its offer does not: of the key that
-// metered, or of our own where meter is zero. A payee signs for it, once: it does so between the two writes of a lease,
-// and nobody has it before the second one, after which the row is what counts. A lease that does not come to that
-// write is over, and its id never used again.
+// bind says in a row whose key signs the records of a lease that begins, where its offer does not: of the key that metered, or of our own
+// where meter is zero. A payee signs for it, once: it does so between the two writes of a lease, and nobody has it before the second one,
+// after which the row is what counts. A lease that does not come to that write is over, and its id never used again.
 func (h *Manager) bind(ctx context.Context, row *leasestore.Row, channelID common.Hash, offer wire.SignedOffer, meter common.Address) error {
 	if offer.NamesMeter() {
 		return nil
@@ -496,7 +481,7 @@ var ErrClosed = errors.New("the provider is closed")
 // RunsAgain reports whether a lease that was let go runs here again.
 func (h *Manager) RunsAgain(l *Lease) bool {
 	now := h.Running(l.Terms.ID())
-	return now != nil && now != l || l.account != nil && !l.account.Has(l)
+	return now != nil && now != l || l.Balance.account != nil && !l.Balance.account.Has(&l.Balance)
 }
 
 // Metrics counts what is metered.

@@ -29,7 +29,7 @@ func (h *Manager) Restore(ctx context.Context) error {
 		if row.State == wire.StateEnded && row.AtNode() {
 			continue // nodes.collect asks for it
 		}
-		if err := h.Resolve(ctx, row, h.Locate(ctx, row, rows[i+1:]), ""); err != nil && !errors.Is(err, ErrHeld) {
+		if err := h.Resolve(ctx, row, placement.Locate(ctx, h.Deps.Placer, row, rows[i+1:]), ""); err != nil && !errors.Is(err, ErrHeld) {
 			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 	}
@@ -44,31 +44,10 @@ func (h *Manager) TakeBackForgotten(ctx context.Context) error {
 	return placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Runs: runs, Release: h.release, Within: h.Deps.Timing.CallTimeout, Log: h.Deps.Log}.TakeBack(ctx)
 }
 
-// ErrNotHere is a lease whose devices are on another host.
-var ErrNotHere = errors.New("its devices cannot be taken up here")
-
-// Locate looks for the devices of a lease that no process runs, and has the allocator know them: ErrNotHere, placement.ErrNoAdopter, or
-// inventory.ErrTaken where they are in another lease, such as one of those that are known to be later. It is nil where they are here,
-// or none were allocated yet.
-func (h *Manager) Locate(ctx context.Context, row leasestore.Row, later []leasestore.Row) error {
-	a, err := row.Allocated()
-	if err != nil || len(a.Devices) == 0 {
-		return err
-	}
-	if leasestore.LetAgain(a, later) {
-		return inventory.ErrTaken
-	}
-	err = h.Deps.Placer.Adopt(ctx, a)
-	if err == nil || errors.Is(err, placement.ErrNoAdopter) || errors.Is(err, inventory.ErrTaken) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrNotHere, err)
-}
-
 // ErrHeld is a lease that has ended, and whose devices are still to be taken back.
 var ErrHeld = errors.New("its devices could not be taken back yet")
 
-// Resolve does what is next for a lease that no process runs, by its state and by where its devices are (locate):
+// Resolve does what is next for a lease that no process runs, by its state and by where its devices are (placement.Locate):
 //
 //	             here                           on another host             in a later lease
 //	allocating   taken back, ended              -                           -
@@ -86,7 +65,7 @@ func (h *Manager) Resolve(ctx context.Context, row leasestore.Row, where error, 
 		reason = cmp.Or(row.Reason, "its final record was written")
 	case errors.Is(where, inventory.ErrTaken):
 		reason = where.Error()
-	case errors.Is(where, ErrNotHere):
+	case errors.Is(where, placement.ErrNotHere):
 		reason = cmp.Or(reason, where.Error())
 		if err := h.finalize(ctx, row); err != nil {
 			return err
@@ -119,7 +98,7 @@ func (h *Manager) GiveBack(ctx context.Context, row leasestore.Row, where error,
 	var held error
 	switch {
 	case errors.Is(where, inventory.ErrTaken): // they were taken back
-	case errors.Is(where, ErrNotHere) && h.Deps.Tenure != nil:
+	case errors.Is(where, placement.ErrNotHere) && h.Deps.Tenure != nil:
 		held = where
 	default:
 		held = h.release(ctx, a)
@@ -158,14 +137,13 @@ func (h *Manager) finalize(ctx context.Context, row leasestore.Row) error {
 		return err
 	}
 	l.Meter.Pause()
-	if err = l.Record(ctx, true); l.aborted.Load() {
+	if err = l.Records.Make(ctx, true); l.Fence.Aborted.Load() {
 		return nil
 	}
 	return err
 }
 
-// release takes the devices of a lease back that does not run any more, and is cut off
-// when others may do so.
+// release takes the devices of a lease back that does not run any more, and is cut off when others may do so.
 func (h *Manager) release(ctx context.Context, a gpu.Allocation) error {
 	call, cancel := context.WithTimeout(ctx, h.Deps.Timing.CallTimeout)
 	defer cancel()
@@ -194,7 +172,7 @@ func (h *Manager) resolveHeld(ctx context.Context) error {
 		if !free {
 			continue // it begins
 		}
-		if failed := h.Resolve(ctx, row, h.Locate(ctx, row, nil), ""); !errors.Is(failed, ErrHeld) { // which is logged
+		if failed := h.Resolve(ctx, row, placement.Locate(ctx, h.Deps.Placer, row, nil), ""); !errors.Is(failed, ErrHeld) { // which is logged
 			err = errors.Join(err, failed)
 		}
 		unlock()
@@ -273,17 +251,16 @@ func (h *Manager) overOn(s channel.State) string {
 	return ""
 }
 
-// mayGoOn refuses to sign on for a lease whose later records this database has
-// forgotten, or whose records another key than ours signs: no renter would take
-// what we sign.
+// mayGoOn refuses to sign on for a lease whose later records this database has forgotten, or whose records another key than ours signs: no
+// renter would take what we sign.
 func (h *Manager) mayGoOn(ctx context.Context, l *Lease, row leasestore.Row) error {
-	if row.Command == leasestore.ErrRolledBack.Error() || l.aborted.Load() {
+	if row.Command == leasestore.ErrRolledBack.Error() || l.Fence.Aborted.Load() {
 		return leasestore.ErrRolledBack // another gateway knows it, or the chain
 	}
 	if !l.MetersHere() {
 		return nil // its node signs, and knows what it signed
 	}
-	key := l.recorder.Signer()
+	key := l.Records.recorder.Signer()
 	if bound := row.SigningKey(*l.Offer); bound != key {
 		return OverError(fmt.Sprintf("its records are signed with metering key %s, and this host has %s now", bound, key))
 	}
@@ -292,19 +269,19 @@ func (h *Manager) mayGoOn(ctx context.Context, l *Lease, row leasestore.Row) err
 
 // unforked is leasestore.ErrRolledBack where more was signed of a lease than its row knows.
 func (h *Manager) unforked(ctx context.Context, l *Lease) error {
-	mark, err := h.Deps.Marks.Get(ctx, l.recorder.Signer(), l.ID)
+	mark, err := h.Deps.Marks.Get(ctx, l.Records.recorder.Signer(), l.ID)
 	if err != nil || mark.Sequence == 0 {
 		return err
 	}
-	last, _ := l.recorder.Last()
+	last, _ := l.Records.recorder.Last()
 	newest := last
-	if l.draft != nil {
-		newest = l.draft.Record
+	if l.Records.draft != nil {
+		newest = l.Records.draft.Record
 	}
 	switch {
 	case mark.Sequence > newest.Sequence,
-		mark.Sequence == newest.Sequence && mark.Digest != l.recorder.Digest(newest),
-		mark.Sequence == last.Sequence && mark.Digest != l.recorder.Digest(last):
+		mark.Sequence == newest.Sequence && mark.Digest != l.Records.recorder.Digest(newest),
+		mark.Sequence == last.Sequence && mark.Digest != l.Records.recorder.Digest(last):
 		return leasestore.ErrRolledBack
 	}
 	return nil

@@ -16,7 +16,7 @@ import (
 
 // Account is what one payer owes on all of its channels: one credit is for all of
 // them together, or a payer would have it anew with each channel. Whoever holds
-// its mu may lock a lease's mu, and never the other way round.
+// its mu may lock a lease's status and inbox, and never the other way round.
 type Account struct {
 	mu     sync.Mutex
 	row    uint256.Int                 // see Accounts

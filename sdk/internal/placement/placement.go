@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -128,6 +129,27 @@ func (n noted) Release(ctx context.Context, a gpu.Allocation) error {
 		n.log.Error("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
 	}
 	return nil
+}
+
+// ErrNotHere is a lease whose devices are on another host.
+var ErrNotHere = errors.New("its devices cannot be taken up here")
+
+// Locate looks for the devices of a lease that no process runs, and has the allocator know them: ErrNotHere, ErrNoAdopter, or
+// inventory.ErrTaken where they are in another lease, such as one of those that are known to be later. It is nil where they are here,
+// or none were allocated yet.
+func Locate(ctx context.Context, p Placer, row leasestore.Row, later []leasestore.Row) error {
+	a, err := row.Allocated()
+	if err != nil || len(a.Devices) == 0 {
+		return err
+	}
+	if leasestore.LetAgain(a, later) {
+		return inventory.ErrTaken
+	}
+	err = p.Adopt(ctx, a)
+	if err == nil || errors.Is(err, ErrNoAdopter) || errors.Is(err, inventory.ErrTaken) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNotHere, err)
 }
 
 // Unmarked refuses what would be signed for while the file cannot be written that has to know it first. What it is about the file the

@@ -109,15 +109,15 @@ func (r *Lease) Follow(ctx context.Context) lease.Stop {
 	for {
 		got, err := r.Sync(ctx)
 		switch {
-		case r.lease.Lost.Load():
+		case r.lease.Fence.Lost.Load():
 			return lease.Stop{Reason: "another gateway runs it"}
 		case errors.Is(err, ErrInvalidRecord):
 			return lease.Stop{Reason: ErrInvalidRecord.Error()}
 		case got.ended:
 			return lease.Stop{Reason: got.reason}
 		}
-		if v := r.lease.Look(); v.State == leasestore.Active {
-			r.lease.Remind(v)
+		if v := r.lease.Status.Look(); v.State == leasestore.Active {
+			r.lease.Balance.Remind(v)
 		}
 		next := tick.C
 		if got.more {
@@ -127,9 +127,9 @@ func (r *Lease) Follow(ctx context.Context) lease.Stop {
 		case <-ctx.Done():
 			return lease.Stop{Reason: "the provider stops", Keep: true}
 		case <-next:
-		case <-r.lease.Notify:
+		case <-r.lease.Inbox.Notify:
 		}
-		if mail, _ := r.lease.TakeInbox(); mail.Stop != nil {
+		if mail, _ := r.lease.Inbox.Take(); mail.Stop != nil {
 			return *mail.Stop
 		}
 	}
@@ -154,11 +154,11 @@ func (r *Lease) syncAll(ctx context.Context) error {
 // Sync tells the node what is vouchered and takes what it answers.
 func (r *Lease) Sync(ctx context.Context) (got Synced, err error) {
 	defer func() { r.logFailure(ctx, err) }()
-	if err := r.lease.Save(ctx); err != nil {
+	if err := r.lease.Records.SaveState(ctx); err != nil {
 		return got, err
 	}
-	if r.lease.Unstored != nil {
-		if err := r.lease.CommitRecord(ctx); err != nil {
+	if r.lease.Records.Unstored != nil {
+		if err := r.lease.Records.Commit(ctx); err != nil {
 			return got, err
 		}
 	}
@@ -166,7 +166,7 @@ func (r *Lease) Sync(ctx context.Context) (got Synced, err error) {
 	if err != nil {
 		return got, err
 	}
-	v, _ := r.lease.Snapshot()
+	v, _ := r.lease.Status.Snapshot()
 	counts := v.Accepted
 	if part.Tell.IsZero() { // see limit
 		counts = v.Collectible
@@ -190,7 +190,7 @@ func (r *Lease) Sync(ctx context.Context) (got Synced, err error) {
 			return got, err
 		}
 	}
-	now, _ := r.lease.Snapshot()
+	now, _ := r.lease.Status.Snapshot()
 	switch {
 	case now.Sequence < there.Sequence && now.Sequence == v.Sequence:
 		return got, fmt.Errorf("node %s has %d records of lease %s and does not give them", r.node.Name, there.Sequence, r.lease.ID)
@@ -205,7 +205,7 @@ func (r *Lease) Sync(ctx context.Context) (got Synced, err error) {
 // take checks a record and has it and its charge on disk before anyone sees it.
 // One that came before changes nothing.
 func (r *Lease) take(ctx context.Context, rec metering.SignedRecord) error {
-	if v, _ := r.lease.Snapshot(); rec.LeaseID == r.lease.ID && rec.Sequence <= v.Sequence {
+	if v, _ := r.lease.Status.Snapshot(); rec.LeaseID == r.lease.ID && rec.Sequence <= v.Sequence {
 		return r.same(ctx, rec)
 	}
 	if err := r.foreign(rec.Evidence.Devices); err != nil {
@@ -217,8 +217,8 @@ func (r *Lease) take(ctx context.Context, rec metering.SignedRecord) error {
 		}
 		return fmt.Errorf("%w: node %s: %w", ErrInvalidRecord, r.node.Name, err)
 	}
-	r.lease.Unstored = &rec
-	return r.lease.CommitRecord(ctx)
+	r.lease.Records.Unstored = &rec
+	return r.lease.Records.Commit(ctx)
 }
 
 // same makes sure that a record which was delivered before is the one on disk.
@@ -238,7 +238,7 @@ func (r *Lease) same(ctx context.Context, rec metering.SignedRecord) error {
 
 // mirrorState keeps whether the node serves the lease, and shows it.
 func (r *Lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
-	v, _ := r.lease.Snapshot()
+	v, _ := r.lease.Status.Snapshot()
 	state := leasestore.State(there.State)
 	if state != leasestore.Active && state != leasestore.Suspended || state == v.State && there.Reason == v.Reason {
 		return nil
@@ -246,7 +246,7 @@ func (r *Lease) mirrorState(ctx context.Context, there nodelink.Lease) error {
 	if !r.shown.Allow() {
 		return nil // the next answer says so again
 	}
-	r.lease.Enter(ctx, state, there.Reason)
+	r.lease.Records.Enter(ctx, state, there.Reason)
 	return nil
 }
 

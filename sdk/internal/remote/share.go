@@ -215,7 +215,7 @@ func claimantOf(id common.Hash, t channel.Terms, credit uint256.Int) Claimant {
 
 // portion asks for the share that the lease's node is to hear of.
 func (r *Lease) portion(ctx context.Context) (Portion, error) {
-	if r.lease.Share.Load() == nil { // its node may never have been told of one
+	if r.lease.Balance.Share.Load() == nil { // its node may never have been told of one
 		if err := r.shares.begin(ctx, r.claimant(), r.lease.MaxDebt); err != nil {
 			return Portion{}, err
 		}
@@ -233,7 +233,7 @@ func (r *Lease) told(ctx context.Context, p Portion, there nodelink.Lease) error
 		heard := u256.Min(there.Credit.Int, r.lease.MaxDebt) // it serves no more, whatever it was told
 		return r.shares.behind(ctx, r.lease.ID, heard, min(there.CreditVersion, math.MaxInt64>>1))
 	}
-	r.lease.Share.Store(&p.Tell)
+	r.lease.Balance.Share.Store(&p.Tell)
 	return r.shares.Heard(ctx, r.lease.ID, p)
 }
 

@@ -94,7 +94,7 @@ func (n *Nodes) mayOutdo(lease common.Hash) bool {
 func (r *Lease) outpaced(ctx context.Context, err error) error {
 	if errors.Is(err, &nodelink.Deposed) {
 		err = r.lostTerm(ctx, err)
-		r.lease.CheckOwnership(err)
+		r.lease.Fence.Check(err)
 	}
 	return err
 }

@@ -100,7 +100,7 @@ func (d *core) attach(ctx context.Context, r *Request, tab x402server.Account, n
 		d.Leases.Detach(l)
 		return nil, misfit(r, n)
 	}
-	v, _ := l.Snapshot()
+	v, _ := l.Status.Snapshot()
 	note.Lease, note.Sequence = l.ID.Hex(), int64(v.Sequence)
 	if err := d.Admit(ctx, r, *note, l); err != nil {
 		d.Leases.Detach(l)
@@ -150,7 +150,7 @@ func (d *core) Admit(ctx context.Context, r *Request, note x402server.Entry, l *
 		return err
 	}
 	if l != nil && !l.Mirror {
-		l.Reserve(most)
+		l.Balance.Reserve(most)
 	}
 	return nil
 }
@@ -163,19 +163,19 @@ func (d *core) await(ctx context.Context, l *lease.Lease, after uint64) error {
 	given := time.NewTimer(2*d.Window + d.Slack + time.Minute)
 	defer given.Stop()
 	for {
-		v, changed := l.Snapshot()
+		v, changed := l.Status.Snapshot()
 		if v.Sequence > after {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-l.Done:
-			if last, _ := l.Snapshot(); last.Sequence > after {
+			if last, _ := l.Status.Snapshot(); last.Sequence > after {
 				return nil
 			}
 			return wire.Unavailable.With("the lease on channel %s stopped before anything was metered: nothing was charged, try again", l.Terms.ID())
 		case <-patience.C:
-			l.CutNow()
+			l.Inbox.CutNow()
 		case <-given.C:
 			return wire.Unavailable.With("nothing was metered on channel %s: nothing was charged, try again", l.Terms.ID())
 		case <-ctx.Done():
@@ -206,5 +206,5 @@ func (d *core) carries(l *lease.Lease) {
 		_, err := d.Carry(tx, l.Price, rec)
 		return err
 	}
-	l.Closing.Store(&closing)
+	l.Records.Closing.Store(&closing)
 }

@@ -217,7 +217,7 @@ func (d *metered) finish(ctx context.Context, r *Request, l *lease.Lease, tab x4
 		kept = err == nil
 		return err
 	}
-	l.Closing.Store(&closing)
+	l.Records.Closing.Store(&closing)
 	if err := l.End(ctx, lease.Stop{Reason: "the request was served", At: &served}); err != nil {
 		return nil, err
 	}

@@ -145,8 +145,8 @@ func (d *Scheme) Notice(ctx context.Context, l *lease.Lease) error {
 	if err != nil {
 		return err
 	}
-	if v, _ := l.Snapshot(); note.Reserved.Gt(&v.Reserved) {
-		l.Reserve(note.Reserved)
+	if v, _ := l.Status.Snapshot(); note.Reserved.Gt(&v.Reserved) {
+		l.Balance.Reserve(note.Reserved)
 	}
 	return nil
 }

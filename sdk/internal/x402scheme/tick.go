@@ -138,13 +138,12 @@ func (d *ticks) play(ctx context.Context, w http.ResponseWriter, r *Request, tab
 // past is a lease of which only its records are shown.
 func (d *ticks) past(row leasestore.Row, tab x402server.Account) (*lease.Lease, error) {
 	a, err := row.Allocated()
-	l := &lease.Lease{ID: a.LeaseID, Terms: tab.Terms, Allocation: a, Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}, Done: make(chan struct{})}
-	close(l.Done)
-	l.View = lease.View{State: leasestore.State(row.State), Sequence: math.MaxUint64}
-	if l.View.State == leasestore.Ended {
-		l.Allocation.Access = json.RawMessage("null")
+	state := leasestore.State(row.State)
+	if state == leasestore.Ended {
+		a.Access = json.RawMessage("null")
 	}
-	return l, err
+	return lease.Past(lease.Spec{ID: a.LeaseID, Terms: tab.Terms, Allocation: a, Offer: &wire.SignedOffer{Hash: common.HexToHash(row.Offer)}},
+		lease.View{State: state, Sequence: math.MaxUint64}), err
 }
 
 // show writes the receipt, the lease, and the record that comes.
@@ -160,7 +159,7 @@ func (d *ticks) show(ctx context.Context, w http.ResponseWriter, r *Request, tab
 	defer serve.Hurry(w)
 	events := serve.NewEvents(w)
 	events.Begin()
-	v, _ := l.Snapshot()
+	v, _ := l.Status.Snapshot()
 	lost := send(events, 0, wire.EventLease, wire.Lease{
 		LeaseID: l.ID, ChannelID: tab.ID, OfferHash: l.Offer.Hash, Devices: l.Allocation.Devices,
 		OwedBefore: wire.NewAmount(l.OwedBefore), State: string(v.State), Access: l.Allocation.Access,
