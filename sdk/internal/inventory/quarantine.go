@@ -23,7 +23,7 @@ type Quarantine struct {
 	listed map[string]bool
 	ever   []metering.Device // in the order in which they were listed first
 	rests  map[string]rest   // of devices that could not be metered lately
-	lost   map[string]int64  // nanoseconds that a device was served and nobody billed, since it was billed last
+	lost   map[string]int64  // nanoseconds that a device was served and nobody billed, less what was paid off: see serves
 	err    error
 
 	withheld map[string]bool // see Withhold
@@ -127,7 +127,8 @@ func (q *Quarantine) fails(uuid string) {
 }
 
 // serves hears of time in which a device was served. What nobody billed adds up over leases and requests: many that are shorter than
-// limit would else each be served for nothing. One interval alone, however long, is no more than half of limit: a host may stand still once.
+// limit would else each be served for nothing. What is billed pays it off bit by bit, and at once where the device has rested for it,
+// or a device that flickers would be served for next to nothing. One interval alone, however long, is no more than half of limit: a host may stand still once.
 func (q *Quarantine) serves(uuid string, in metering.Interval, limit time.Duration) {
 	unbilled := in.Class == metering.Down || in.Class == metering.Gap && in.Reason != metering.ReasonRestart
 	if !unbilled && in.Class != metering.Allocated {
@@ -143,10 +144,12 @@ func (q *Quarantine) serves(uuid string, in metering.Interval, limit time.Durati
 		if q.lost[uuid] += min(in.Nanos, int64(limit/2)); time.Duration(q.lost[uuid]) >= limit {
 			q.fails(uuid)
 		}
-	case lost > 0:
+	case lost >= limit:
 		delete(q.lost, uuid)
-		if lost >= limit {
-			q.heals(uuid)
+		q.heals(uuid)
+	case lost > 0:
+		if q.lost[uuid] -= in.Nanos / repaid; q.lost[uuid] <= 0 {
+			delete(q.lost, uuid)
 		}
 	}
 }

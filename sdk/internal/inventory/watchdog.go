@@ -22,6 +22,8 @@ type Watchdog struct {
 	well    int64 // of the first one, since it expired, from which on none was missed for Limit; 0: there is none
 	back    int64 // when it was expired no longer
 	lapses  uint  // how often it has expired since it was last forgiven
+	covered int64 // monotonic time up to which readings that billed were heard; 0: of none since it expired
+	debt    int64 // nanoseconds that none of them covers, less what was paid off: see owes
 
 	suspended time.Duration // the lease was, since then, as it had expired
 }
@@ -43,7 +45,7 @@ func (w *Watchdog) Saw(r metering.Reading, in metering.Interval, clock metering.
 	w.healthy = w.healthy || r.Health == metering.Healthy && r.Seen == r.Device
 	now := max(clock.Now().Mono, 1)
 	if bills(in) {
-		return w.feed(now)
+		return w.feed(now, r.At.Mono, in.Nanos)
 	}
 	if w.starved == 0 {
 		w.starved = now
@@ -57,10 +59,28 @@ func (w *Watchdog) Saw(r metering.Reading, in metering.Interval, clock metering.
 	return w.expire()
 }
 
-// feed hears of two readings that bill. The caller holds mu.
-func (w *Watchdog) feed(now int64) bool {
+// repaid is how many seconds that are billed make good one that was not: a device that is well but for moments goes on.
+const repaid = 4
+
+// owes counts what was served and not billed before two readings that bill, and reports whether that is too much: more than twice Limit. What is billed pays it off bit by bit, so that a device that flickers is not served
+// for next to nothing for as long as no flicker takes Limit. No stretch counts for more than Limit: a host may stand still once. The
+// caller holds mu.
+func (w *Watchdog) owes(end, billed int64) bool {
+	if w.covered > 0 {
+		missed := min(max(end-billed-w.covered, 0), int64(w.Limit))
+		paid := min(billed, max(end-w.covered, 0)) // of several devices another one may have billed the same time
+		w.debt = max(w.debt+missed-paid/repaid, 0)
+	}
+	w.covered = max(w.covered, end)
+	return w.debt > 2*int64(w.Limit)
+}
+
+// feed hears of two readings that bill, the newer one of which was taken at end. The caller holds mu.
+func (w *Watchdog) feed(now, end, billed int64) bool {
 	w.fed, w.starved = now, 0
 	switch {
+	case w.owes(end, billed):
+		return w.expire()
 	case !w.expired:
 		if w.lapses > 0 && now-w.back >= forgiven*int64(w.Limit) {
 			w.lapses, w.suspended = 0, 0
@@ -86,7 +106,7 @@ func (w *Watchdog) probation() time.Duration {
 }
 
 func (w *Watchdog) expire() bool {
-	w.well = 0
+	w.well, w.covered, w.debt = 0, 0, 0
 	if w.expired {
 		return false
 	}

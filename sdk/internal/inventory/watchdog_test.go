@@ -194,6 +194,44 @@ func TestRelapses(t *testing.T) {
 	}
 }
 
+// TestFlicker: a GPU that is metered for a moment between failures that are each shorter than MaxGap is served ever more seldom, and the
+// next lease does not get it; one that bills nearly all of its time is never suspended.
+func TestFlicker(t *testing.T) {
+	const tick = 250 * time.Millisecond
+	lost := func(r *metering.Reading) { r.Health, r.Seen = metering.Failed, "" }
+	for name, f := range map[string]struct {
+		well, sick int // readings, one tick apart
+		honest     bool
+	}{
+		"two readings of eleven": {2, 9, false},
+		"two readings of three":  {2, 1, false},
+		"half of the time":       {11, 9, false},
+		"a moment each minute":   {236, 4, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var q Quarantine
+			l := rent(t, &q, "GPU-0")
+			for end := int64(time.Hour); l.now.Mono < end; {
+				for n := range f.well + f.sick {
+					l.pass(tick)
+					if n < f.well {
+						l.read("GPU-0", nil)
+					} else {
+						l.read("GPU-0", lost)
+					}
+				}
+			}
+			served, billed := time.Duration(l.served), time.Duration(l.billed)
+			switch rests := q.rest([]string{"GPU-0"}); {
+			case f.honest && (l.suspensions > 0 || rests || billed < served*9/10):
+				t.Errorf("suspended %d times, it rests: %v, %s of %s are billed", l.suspensions, rests, billed, served)
+			case !f.honest && (served-billed > 20*testGap || !rests || l.suspensions == 0):
+				t.Errorf("suspended %d times, it rests: %v, %s of %s are billed", l.suspensions, rests, billed, served)
+			}
+		})
+	}
+}
+
 // TestOneGPUThatHangsSuspendsNothing: of two GPUs one does not answer: the other is metered, and the lease goes on.
 func TestOneGPUThatHangsSuspendsNothing(t *testing.T) {
 	var q Quarantine
@@ -236,5 +274,27 @@ func TestManyShortLeasesOfAnUnmeteredGPU(t *testing.T) {
 	}
 	if len(q.lost) != 0 || l.watch.Rest() {
 		t.Error("it is not well when it is metered")
+	}
+}
+
+// TestManyShortLeasesOfAGPUThatFlickers: leases and requests of which each has a moment that bills, and more that do not, are refused
+// after some.
+func TestManyShortLeasesOfAGPUThatFlickers(t *testing.T) {
+	var q Quarantine
+	begun := 0
+	for range 100 {
+		l := rent(t, &q, "GPU-0")
+		l.read("GPU-0", nil)
+		if l.watch.Rest() {
+			break
+		}
+		begun++
+		l.pass(200 * time.Millisecond)
+		l.read("GPU-0", nil)
+		l.pass(800 * time.Millisecond)
+		l.read("GPU-0", xid)
+	}
+	if begun > 5 {
+		t.Errorf("%d leases were begun", begun)
 	}
 }
