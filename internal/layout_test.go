@@ -75,9 +75,9 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
 	{"sdk/internal/reserve", "channel/store sdk/gpu sdk/internal/cluster"},
 	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
-	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/leasestore sdk/internal/serve sdk/wire sdk/x402"},
+	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/leasestore sdk/internal/outcome sdk/internal/serve sdk/wire sdk/x402"},
 	{"sdk/internal/x402scheme", "channel internal/u256 metering sdk/chain sdk/gpu sdk/internal/admit sdk/internal/cors sdk/internal/inventory sdk/internal/keyed " +
-		"sdk/internal/lease sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/internal/reserve sdk/internal/scheme " +
+		"sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/payercredit sdk/internal/placement sdk/internal/reserve sdk/internal/scheme " +
 		"sdk/internal/serve sdk/internal/x402server sdk/settle sdk/wire sdk/x402"},
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/internal/remote", "channel channel/store internal/u256 metering sdk/chain sdk/gpu sdk/internal/lease sdk/internal/leasestore " +
@@ -89,7 +89,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/ticks", "channel internal/u256 metering sdk/internal/billed sdk/internal/peer sdk/wire"},
 	{"sdk/internal/x402account", "channel channel/store metering sdk/audit sdk/chain sdk/internal/peer sdk/internal/ticks sdk/wallet sdk/wire sdk/x402"},
 	{"sdk/x402/x402client", "channel internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain " +
-		"sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/reach sdk/internal/ticks sdk/internal/x402account " +
+		"sdk/internal/boundlog sdk/internal/evidence sdk/internal/outcome sdk/internal/peer sdk/internal/reach sdk/internal/ticks sdk/internal/x402account " +
 		"sdk/units sdk/wallet sdk/wire sdk/x402"},
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/outcome sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
@@ -105,7 +105,7 @@ var layout = []struct{ pkg, may string }{
 	{"bindings/batchsettlement/standin", ""},
 	{"bindings/testtoken", ""},
 	{"internal/chaintest", "bindings/batchsettlement/standin bindings/testtoken channel sdk/chain"},
-	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim sdk/chain sdk/node/nodekeys sdk/wire sdk/x402"}, // of tests
+	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim sdk/chain sdk/internal/outcome sdk/node/nodekeys sdk/wire sdk/x402"}, // of tests
 }
 
 // TestImportsPointOneWay: a package of the table imports what its row names and nothing else of the module, on no system.

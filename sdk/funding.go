@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -256,8 +257,7 @@ func (d *session) sendOnce(ctx context.Context, r *request, terms channel.Terms,
 	if err != nil {
 		return err
 	}
-	_, err = d.sender.Wait(ctx, tx, d.config.Confirmations)
-	return err
+	return outcome.Over(ctx, d.sender, tx, d.config.Confirmations) // what came of it the contract says
 }
 
 // checkTransaction waits for a renter's own transaction and refuses one that

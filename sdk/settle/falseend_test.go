@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
+	once "github.com/gpupay/gpupay/sdk/internal/outcome"
 )
 
 // An endingContract says for a while that every channel is over.
@@ -53,7 +54,7 @@ func TestEndThatTheChainDenies(t *testing.T) {
 				bad.Instead("eth_sendRawTransaction", badrpc.Status(503))
 				ctx, cancel := context.WithCancel(t.Context())
 				sent := make(chan error, 1)
-				go func() { sent <- k.Sender.SendOnce(ctx, k.Contract.CloseCall(terms, uint256.Int{}, nil), 1) }()
+				go func() { sent <- once.SendOnce(ctx, k.Sender, k.Contract.CloseCall(terms, uint256.Int{}, nil), 1) }()
 				k.Eventually("the close is in the outbox", func() bool {
 					flying, err := k.Sender.InFlight(t.Context())
 					return err == nil && len(flying) == 1

@@ -27,8 +27,12 @@ const lookTimeout = time.Minute
 // Wait is the Sender's Wait that ends with ErrUnseen, too, once two looks, one after the other, find the transaction's nonce used
 // with the wanted confirmations, or that done says so; nil: only the nonce counts.
 func Wait(ctx context.Context, s *chain.Sender, id chain.TxID, confirmations uint64, done func(context.Context) bool) (*chain.Result, error) {
+	every := cmp.Or(s.Unseen, apart)
+	if end, bounded := ctx.Deadline(); bounded {
+		every = min(every, time.Until(end)/4) // two looks, and time for what they say
+	}
 	for over := false; ; {
-		until, cancel := context.WithTimeout(ctx, cmp.Or(s.Unseen, apart))
+		until, cancel := context.WithTimeout(ctx, every)
 		result, err := s.Wait(until, id, confirmations)
 		cancel()
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {

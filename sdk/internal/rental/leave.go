@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -211,7 +212,7 @@ func (l *Channel) take(ctx context.Context, e exitStep) error {
 	}
 	relay := l.account.relay
 	if own {
-		err := l.Wallet.Sender.SendOnce(ctx, e.call, l.Wallet.Confirmations)
+		err := outcome.SendOnce(ctx, l.Wallet.Sender, e.call, l.Wallet.Confirmations)
 		if err == nil {
 			return nil
 		}
@@ -279,7 +280,7 @@ func (l *Channel) awaitRequest(ctx context.Context) error {
 		if tx.State != chain.Pending {
 			continue
 		}
-		_, err := l.Wallet.Sender.Wait(ctx, tx.ID, l.Wallet.Confirmations)
+		err := outcome.Over(ctx, l.Wallet.Sender, tx.ID, l.Wallet.Confirmations)
 		var reverted *chain.Reverted
 		if err != nil && !errors.As(err, &reverted) {
 			return err
@@ -311,7 +312,7 @@ func (l *Channel) sendCancel(ctx context.Context, requests uint64) error {
 	if err != nil {
 		return fmt.Errorf("channel %s: signing that the close request is taken back: %w", l.ID, err)
 	}
-	err = l.Wallet.Sender.SendOnce(ctx, l.Escrow.CancelCloseAuthorizedCall(l.Row.Terms, deadline, signature), l.Wallet.Confirmations)
+	err = outcome.SendOnce(ctx, l.Wallet.Sender, l.Escrow.CancelCloseAuthorizedCall(l.Row.Terms, deadline, signature), l.Wallet.Confirmations)
 	if errors.Is(err, chain.ErrFunds) { // a little coin is as good as none
 		return l.noGasToReopen(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -39,7 +40,7 @@ func (r Relayer) send(ctx context.Context, terms channel.Terms, call chain.Call)
 		return fmt.Errorf("%w: channel %s is in escrow %s on chain %d, this relayer serves %s on chain %d", channel.ErrTerms,
 			terms.ID(), terms.Escrow, terms.ChainID, r.Escrow.Address(), r.Escrow.ChainID())
 	}
-	return r.Sender.SendOnce(ctx, call, 1)
+	return outcome.SendOnce(ctx, r.Sender, call, 1)
 }
 
 // Relayer is a stranger with a little coin, who sends what renters signed.

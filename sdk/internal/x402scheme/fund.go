@@ -2,8 +2,10 @@ package x402scheme
 
 import (
 	"context"
+	"errors"
 
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -48,6 +50,10 @@ func (d *deposits) sendDeposit(ctx context.Context, r *Request, a chain.Authoriz
 		return "", x402server.Refused(err, x402.CodeDepositSimulation)
 	}
 	result, err := d.Mined(ctx, tx, x402.CodeDepositFailed)
+	if errors.Is(err, outcome.ErrUnseen) {
+		hash, err := outcome.Newest(ctx, d.Sender, tx) // whether it came the contract says
+		return hash.Hex(), err
+	}
 	if err != nil {
 		return "", err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -219,9 +220,9 @@ func (a *Accounts) RefreshNonce(ctx context.Context, r *PaidRequest, s channel.S
 	return a.JournalOf(r).setNonce(ctx, s.ID, on.RefundNonce)
 }
 
-// Mined waits for a transaction. Its error is code where that reverted.
+// Mined waits for a transaction. Its error is code where that reverted, and outcome.ErrUnseen where its receipt does not come.
 func (a *Accounts) Mined(ctx context.Context, tx chain.TxID, code x402.Code) (*chain.Result, error) {
-	result, err := a.Sender.Wait(ctx, tx, a.Confirmations)
+	result, err := outcome.Wait(ctx, a.Sender, tx, a.Confirmations, nil)
 	var reverted *chain.Reverted
 	if errors.As(err, &reverted) && !errors.Is(err, chain.ErrGaveWay) {
 		err = fmt.Errorf("%w: transaction %s was mined and reverted", code, reverted.Hash)

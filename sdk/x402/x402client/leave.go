@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/internal/x402account"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -196,14 +197,14 @@ func (b *leaving) beginWithdrawal(ctx context.Context, deposit uint256.Int) erro
 	})
 }
 
-// begun counts the channel's withdrawals that transactions of ours began.
+// begun counts the channel's withdrawals that transactions of ours began, also those of which only the used nonce is seen.
 func (b *leaving) begun(ctx context.Context) (n int, err error) {
 	if err := b.x.w.Sender.Sync(ctx); err != nil {
 		return 0, err
 	}
 	sent, err := b.x.w.Sender.Find(ctx, b.id, chain.InitiateWithdraw)
 	for _, tx := range sent {
-		if tx.Succeeded {
+		if tx.Succeeded || tx.State == chain.Pending && outcome.Used(ctx, b.x.w.Sender, tx.ID, b.x.w.Confirmations) {
 			n++
 		}
 	}
@@ -239,7 +240,7 @@ func (b *leaving) sendOwn(ctx context.Context, call chain.Call) error {
 	if err != nil {
 		return err
 	}
-	if err = b.x.w.Sender.SendOnce(ctx, call, b.x.w.Confirmations); errors.Is(err, chain.ErrFunds) { // a little coin is as good as none
+	if err = outcome.SendOnce(ctx, b.x.w.Sender, call, b.x.w.Confirmations); errors.Is(err, chain.ErrFunds) { // a little coin is as good as none
 		err = fmt.Errorf("channel %s: %w: only %s can withdraw: send it some and call again: %w", b.id, wallet.ErrNoGas, b.x.w.Address(), err)
 	}
 	return err
