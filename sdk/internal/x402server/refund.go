@@ -49,19 +49,21 @@ func (a *Accounts) WorthRefunding(s channel.State, asked *wire.Amount) error {
 // Unrefunded is a channel from which no refund takes anything any more. One that is in flight may take the deposit in
 // the next block, whether or not its request was given up, and whichever gateway or key sent it: nothing is served
 // meanwhile, nor while a re-org has undone it. Of one that was mined the channel is read from the chain, as the watcher
-// may come to it later: each time until the refund is final, and then once at each gateway.
+// may come to it later: each time until the refund is final, and then once at each gateway. So it is of one of ours whose receipt no
+// endpoint shows and whose nonce is used.
 func (a *Accounts) Unrefunded(ctx context.Context, tab Account) (Account, error) {
 	refunds, err := a.Sender.Find(ctx, tab.ID, chain.Refund)
 	if err != nil {
 		return tab, err
 	}
 	var unread []common.Hash
+	unseen := false
 	for i, tx := range refunds {
-		seen, over := tx.BlockHash, true
+		seen, over, ours := tx.BlockHash, true, tx.State == chain.Pending && a.Sender.InForce(tx)
 		if tx.State == chain.Pending {
 			seen = tx.Attempts[0].Signed.Hash()
 		}
-		if tx.State != chain.Mined && a.Looked.Has(seen) {
+		if tx.State != chain.Mined && !ours && a.Looked.Has(seen) {
 			continue
 		}
 		switch tx.State {
@@ -73,9 +75,11 @@ func (a *Accounts) Unrefunded(ctx context.Context, tab Account) (Account, error)
 		if err != nil || !over {
 			return tab, cmp.Or(err, fmt.Errorf("channel %s: %w", tab.ID, ErrRefunding))
 		}
-		unread = append(unread, seen)
+		if unseen = unseen || ours; !ours {
+			unread = append(unread, seen)
+		}
 	}
-	if len(unread) == 0 {
+	if len(unread) == 0 && !unseen {
 		return tab, nil
 	}
 	s, _, err := a.Confirmed(ctx, tab.Terms)
@@ -88,14 +92,11 @@ func (a *Accounts) Unrefunded(ctx context.Context, tab Account) (Account, error)
 	return a.Account(ctx, s)
 }
 
-// overtaken reports whether a refund that the outbox has in flight takes nothing any more. One that another key sent is
-// in flight there for ever, as nobody looks after it: it was mined or never will be where its sender has used its
-// nonce, or where a later refund was mined, since what it carries is signed for the channel's next one.
+// overtaken reports whether a refund that the outbox has in flight takes nothing any more: it was mined or never will be where its
+// sender has used its nonce. One that another key sent is in flight there for ever, as nobody looks after it; it is over, too, where a
+// later refund was mined, since what it carries is signed for the channel's next one.
 func (a *Accounts) overtaken(ctx context.Context, tx chain.Tx, later []chain.Tx) (bool, error) {
-	if a.Sender.InForce(tx) {
-		return false, nil
-	}
-	if slices.ContainsFunc(later, func(o chain.Tx) bool { return o.Succeeded }) {
+	if !a.Sender.InForce(tx) && slices.ContainsFunc(later, func(o chain.Tx) bool { return o.Succeeded }) {
 		return true, nil
 	}
 	return chain.Passed(ctx, a.Contract.Backend(), tx, a.Confirmations)

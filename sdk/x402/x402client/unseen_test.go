@@ -92,3 +92,22 @@ func TestX402DepositWithoutReceipt(t *testing.T) {
 		t.Errorf("the contract has %d, and nothing is served for it: %v", n.Tokens(t, n.contract.Address()), err)
 	}
 }
+
+// TestX402RefundWithoutReceipt shows that what a refund leaves of a channel is served for though the provider's node does not show its
+// receipt.
+func TestX402RefundWithoutReceipt(t *testing.T) {
+	m := testrig.NewX402Market(t)
+	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
+	n := newTenant(t, payRigOn(t, m, func(c *sdk.ProviderConfig) { c.RPC, c.Backend, c.OpenTimeout = "", node, 3*time.Second }))
+	n.tick()
+	node.hides(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	_, err := n.x.Refund(ctx, n.Server.URL+"/tick", "0.001")
+	cancel()
+	if err == nil || n.Tokens(t, n.key.Address()) == 0 {
+		t.Fatalf("a refund whose receipt is not shown was answered with %v, and the renter has %d", err, n.Tokens(t, n.key.Address()))
+	}
+	n.Mine(t, 5)
+	n.tick()
+	n.agrees()
+}
