@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/ethereum/go-ethereum"
-	"github.com/ethereum/go-ethereum/accounts/abi"
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
@@ -26,14 +25,8 @@ const accountGas = 1_000_000
 // magic is what a contract account answers to its own signature.
 var magic = [4]byte{0x16, 0x26, 0xba, 0x7e}
 
-var accountABI = func() abi.ABI {
-	parsed, err := abi.JSON(strings.NewReader(`[{"type":"function","name":"isValidSignature","stateMutability":"view",
+var accountABI = parsed(strings.NewReader(`[{"type":"function","name":"isValidSignature","stateMutability":"view",
 	"inputs":[{"type":"bytes32"},{"type":"bytes"}],"outputs":[{"type":"bytes4"}]}]`))
-	if err != nil {
-		panic("chain: account ABI: " + err.Error())
-	}
-	return parsed
-}()
 
 // IsValidSignature reports whether the account says that the signature is its own. An account without code says
 // nothing, and one that reverts says no; an error means that the endpoint did not answer.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"strings"
 
@@ -18,8 +19,7 @@ import (
 
 // tokenABI is the part of ERC-20, EIP-2612 and ERC-3009 that is used. Tokens are other people's contracts, so this is
 // written by hand against the standards and not generated from one token.
-var tokenABI = func() abi.ABI {
-	parsed, err := abi.JSON(strings.NewReader(`[
+var tokenABI = parsed(strings.NewReader(`[
 	{"type":"function","name":"name","stateMutability":"view","inputs":[],"outputs":[{"type":"string"}]},
 	{"type":"function","name":"symbol","stateMutability":"view","inputs":[],"outputs":[{"type":"string"}]},
 	{"type":"function","name":"version","stateMutability":"view","inputs":[],"outputs":[{"type":"string"}]},
@@ -30,11 +30,11 @@ var tokenABI = func() abi.ABI {
 	{"type":"function","name":"DOMAIN_SEPARATOR","stateMutability":"view","inputs":[],"outputs":[{"type":"bytes32"}]},
 	{"type":"function","name":"authorizationState","stateMutability":"view","inputs":[{"type":"address"},{"type":"bytes32"}],"outputs":[{"type":"bool"}]},
 	{"type":"function","name":"receiveWithAuthorization","inputs":[{"type":"address"},{"type":"address"},{"type":"uint256"},{"type":"uint256"},{"type":"uint256"},{"type":"bytes32"},{"type":"bytes"}],"outputs":[]}]`))
-	if err != nil {
-		panic("chain: token ABI: " + err.Error())
-	}
-	return parsed
-}()
+
+func parsed(text io.Reader) abi.ABI {
+	parsed, err := abi.JSON(text)
+	return *mustParse(&parsed, err)
+}
 
 // A Token is an ERC-20 token. The text fields are what the token says of itself, bounded, and empty if it says nothing:
 // show them, never decide by them.
@@ -105,6 +105,14 @@ func (t *Token) ApproveCall(spender common.Address, value uint256.Int) Call {
 // as Tether, change an allowance only from nothing: what is left over is taken back first there. Who then spends the
 // allowance must do so before the next Allow of this sender and spender.
 func (t *Token) Allow(ctx context.Context, s *Sender, spender common.Address, amount uint256.Int, confirmations uint64) error {
+	return t.AllowBy(ctx, s, spender, amount, func(id TxID) error {
+		_, err := s.Wait(ctx, id, confirmations)
+		return err
+	})
+}
+
+// AllowBy is Allow by somebody's own wait for what it sends.
+func (t *Token) AllowBy(ctx context.Context, s *Sender, spender common.Address, amount uint256.Int, wait func(TxID) error) error {
 	have, err := t.Allowance(ctx, s.Address(), spender)
 	if err != nil || !have.Lt(&amount) {
 		return err
@@ -113,22 +121,20 @@ func (t *Token) Allow(ctx context.Context, s *Sender, spender common.Address, am
 	if !have.IsZero() {
 		var refused *Revert
 		if err := simulate(ctx, t.backend, s.Address(), call); errors.As(err, &refused) {
-			if err := approve(ctx, s, t.ApproveCall(spender, uint256.Int{}), confirmations); err != nil {
+			if err := approve(ctx, s, t.ApproveCall(spender, uint256.Int{}), wait); err != nil {
 				return fmt.Errorf("taking back what is left of an allowance: %w", err)
 			}
-			return approve(ctx, s, call, confirmations)
 		}
 	}
-	return approve(ctx, s, call, confirmations)
+	return approve(ctx, s, call, wait)
 }
 
-func approve(ctx context.Context, s *Sender, call Call, confirmations uint64) error {
+func approve(ctx context.Context, s *Sender, call Call, wait func(TxID) error) error {
 	id, err := s.SubmitAfter(ctx, call)
 	if err != nil {
 		return err
 	}
-	_, err = s.Wait(ctx, id, confirmations)
-	return err
+	return wait(id)
 }
 
 // AuthorizationUsed reports whether an ERC-3009 authorization of owner was used, or taken back, as of the newest block:

@@ -62,23 +62,15 @@ func Used(ctx context.Context, s *chain.Sender, id chain.TxID, confirmations uin
 }
 
 // Allow is the token's Allow that goes by the token where the receipt of an approval does not come. What was sent is waited for
-// until its nonce is used, and not sent again.
+// until its nonce is used, and not sent again before. To read, sign and send takes as long as the endpoint takes.
 func Allow(ctx context.Context, token *chain.Token, s *chain.Sender, spender common.Address, amount uint256.Int, confirmations uint64) error {
 	for {
-		until, cancel := context.WithTimeout(ctx, cmp.Or(s.Unseen, apart))
-		err := token.Allow(until, s, spender, amount, confirmations)
-		cancel()
-		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		err := token.AllowBy(ctx, s, spender, amount, func(id chain.TxID) error {
+			_, err := Wait(ctx, s, id, confirmations, nil)
 			return err
-		}
-		flying, err := s.InFlight(ctx)
-		if err != nil {
+		})
+		if !errors.Is(err, ErrUnseen) { // otherwise the token says what came of it
 			return err
-		}
-		for _, tx := range flying {
-			if tx.Call.Kind == chain.Approve && tx.Call.To == token.Address {
-				_, _ = Wait(ctx, s, tx.ID, confirmations, nil) // whatever came of it, the token says
-			}
 		}
 	}
 }
