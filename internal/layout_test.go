@@ -51,11 +51,12 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/node/nodekeys", "channel"},
 	{"sdk/x402", "channel metering sdk/wire"},
 	{"sdk/internal/cors", "sdk/x402"},
+	{"sdk/internal/pace", ""},
 	{"sdk/internal/refusal", ""},
 	{"sdk/internal/secretpath", "internal/redact"},
 	{"sdk/internal/rows", "channel internal/eip712"},
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach " +
-		"sdk/internal/refusal sdk/internal/rows sdk/internal/secretpath"},
+		"sdk/internal/pace sdk/internal/refusal sdk/internal/rows sdk/internal/secretpath"},
 	{"sdk/internal/outcome", "sdk/chain"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},

@@ -54,27 +54,3 @@ func (a *account) shown(ctx context.Context) (seen uint64, sure bool, err error)
 	seen, _ = bounds(said, cmp.Compare[uint64])
 	return seen, len(said) > 1, nil
 }
-
-// A turn is a lock that is waited for only as long as a context lasts: who holds it may wait for an endpoint, and an
-// interrupt must not wait for that. The zero value is free.
-type turn struct {
-	once sync.Once
-	held chan struct{}
-}
-
-func (t *turn) enter(ctx context.Context) error {
-	t.once.Do(func() { t.held = make(chan struct{}, 1) })
-	select {
-	case t.held <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case t.held <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (t *turn) leave() { <-t.held }

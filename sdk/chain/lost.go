@@ -183,10 +183,10 @@ func (l *losses) strayed(ctx context.Context, tx Tx, g glance) error {
 	if err != nil {
 		return err
 	}
-	if err := l.signing.submitting.enter(ctx); err != nil {
+	if err := l.signing.submitting.Enter(ctx); err != nil {
 		return err
 	}
-	defer l.signing.submitting.leave()
+	defer l.signing.submitting.Leave()
 	l.log.Warn("an endpoint gave a transaction a nonce that is far ahead of the chain's: it is signed anew under the next one",
 		"tx", tx.ID, "call", tx.Call.String(), "nonce", tx.Nonce, "new", g.mined)
 	return l.reissue(ctx, tx, g.mined, f)
@@ -241,10 +241,10 @@ func (l *losses) renumber(ctx context.Context, tx Tx, g glance) error {
 	if f, err = l.prices.payable(ctx, tx.Call, tx.Gas, f); err != nil {
 		return err
 	}
-	if err := l.signing.submitting.enter(ctx); err != nil {
+	if err := l.signing.submitting.Enter(ctx); err != nil {
 		return err
 	}
-	defer l.signing.submitting.leave()
+	defer l.signing.submitting.Leave()
 	next, err := l.sequence.nonce(ctx, tx.Chain)
 	if err != nil {
 		return err

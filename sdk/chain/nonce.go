@@ -107,10 +107,10 @@ func (s *sequence) unbelieved(seen, known uint64, left time.Duration) error {
 
 // enqueue gives the call a nonce, signs it and writes it to the outbox.
 func (s *sequence) enqueue(ctx context.Context, chain uint64, call Call, gas uint64, f fees) (Tx, error) {
-	if err := s.signing.submitting.enter(ctx); err != nil {
+	if err := s.signing.submitting.Enter(ctx); err != nil {
 		return Tx{}, err
 	}
-	defer s.signing.submitting.leave()
+	defer s.signing.submitting.Leave()
 	for try := 0; ; try++ {
 		nonce, err := s.nonce(ctx, chain)
 		if err != nil {

@@ -76,6 +76,9 @@ func (r *replacing) relent(ctx context.Context, tx Tx, newest Attempt, g glance)
 		}
 		tx = tx.filling()
 	}
+	if !tx.adds(f) {
+		return false, nil
+	}
 	if shown, err := r.shows(ctx, tx); shown || err != nil {
 		return false, err
 	}

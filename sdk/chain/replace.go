@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/big"
@@ -56,6 +57,9 @@ func (r *replacing) supersede(ctx context.Context, tx Tx, g glance, f fees) (boo
 	} else if err != nil {
 		return false, err
 	}
+	if !tx.adds(f) {
+		return false, nil
+	}
 	signed, err := r.signing.sign(ctx, tx, f)
 	for err == nil && tx.has(signed.Hash()) { // fees came back to what they were: the same would be signed, which is on disk
 		if f.cap.Cmp(f.most) >= 0 {
@@ -74,6 +78,21 @@ func (r *replacing) supersede(ctx context.Context, tx Tx, g glance, f fees) (boo
 	}
 	r.waits.born(signed.Hash(), g.head)
 	return true, r.signing.broadcast(ctx, attempt)
+}
+
+// maxVersions is how many versions of a transaction are signed for a fee within the range of those before.
+const maxVersions = 24
+
+// adds reports whether a version at these fees is worth signing. Once there are many only one beyond all of them is, or an endpoint
+// that calls one fee too low and the next too high had one signed for ever: within their range the old ones are offered again.
+func (tx Tx) adds(f fees) bool {
+	var offered []*big.Int
+	for _, a := range tx.Attempts {
+		if a.Signed.Nonce() == tx.Nonce && bytes.Equal(a.Signed.Data(), tx.Call.Data) {
+			offered = append(offered, a.Signed.GasFeeCap())
+		}
+	}
+	return len(offered) < maxVersions || f.cap.Cmp(raise(slices.MaxFunc(offered, (*big.Int).Cmp))) >= 0 || f.cap.Cmp(slices.MinFunc(offered, (*big.Int).Cmp)) < 0
 }
 
 // giveWay replaces a stuck transaction that may cost no more by one that only uses up its nonce, if one without a budget waits

@@ -90,10 +90,10 @@ func (s *strangers) unknown(ctx context.Context, chain uint64, sp span) (uint64,
 	if err != nil || missing == 0 {
 		return 0, err
 	}
-	if err := s.signing.submitting.enter(ctx); err != nil { // a nonce is marked as signed for before its transaction is in the outbox
+	if err := s.signing.submitting.Enter(ctx); err != nil { // a nonce is marked as signed for before its transaction is in the outbox
 		return 0, err
 	}
-	s.signing.submitting.leave()
+	s.signing.submitting.Leave()
 	return s.unlisted(ctx, chain, sp)
 }
 
@@ -201,10 +201,10 @@ func (s *strangers) reclaim(ctx context.Context, chain uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := s.signing.submitting.enter(ctx); err != nil {
+	if err := s.signing.submitting.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.signing.submitting.leave()
+	defer s.signing.submitting.Leave()
 	for nonce := from; nonce < last; nonce++ {
 		known, err := s.store.countKnown(ctx, chain, s.address(), nonce, nonce+1, "")
 		if err != nil {
@@ -229,10 +229,10 @@ func (s *strangers) correct(ctx context.Context, chain uint64, sp span) error {
 	if sp.wrong == 0 || !able {
 		return nil
 	}
-	if err := s.signing.submitting.enter(ctx); err != nil {
+	if err := s.signing.submitting.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.signing.submitting.leave()
+	defer s.signing.submitting.Leave()
 	ours, err := s.store.nextNonce(ctx, chain, s.address())
 	if err != nil {
 		return err

@@ -80,7 +80,7 @@ type parts struct {
 func (s *Sender) parts() *parts {
 	s.once.Do(func() {
 		a := &account{backend: s.Backend, key: s.Key, store: s.Store, marks: s.Marks, log: s.Log, now: s.Now,
-			poll: either(s.Poll, defaultPoll), patience: either(s.Stuck, defaultStuck), finality: either(s.Finality, uint64(defaultFinality))}
+			poll: cmp.Or(s.Poll, defaultPoll), patience: cmp.Or(s.Stuck, defaultStuck), finality: cmp.Or(s.Finality, uint64(defaultFinality))}
 		if a.log == nil {
 			a.log = slog.New(slog.DiscardHandler)
 		}
@@ -92,7 +92,7 @@ func (s *Sender) parts() *parts {
 		sequence, strangers := &sequence{account: a, signing: o.signing}, &strangers{outgoing: o}
 		s.built = &parts{o, sequence, strangers, &steps{outgoing: o, strangers: strangers, replacing: &replacing{o},
 			losses: &losses{outgoing: o, sequence: sequence}, follow: s.Follow,
-			resend: either(s.Resend, defaultResend), timeout: either(s.Timeout, defaultTimeout)}}
+			resend: cmp.Or(s.Resend, defaultResend), timeout: cmp.Or(s.Timeout, defaultTimeout)}}
 	})
 	return s.built
 }
@@ -130,7 +130,7 @@ func (s *Sender) Address() common.Address { return s.Key.Address() }
 // paid, a *TooDear if it takes more than the call allows, ErrTooLarge if it is more than one transaction may have. With an id, the transaction will be sent, now or, if the endpoint fails at this moment, later: do not submit the
 // call again.
 func (s *Sender) Submit(ctx context.Context, call Call) (TxID, error) {
-	ctx, cancel := context.WithTimeout(ctx, either(s.Timeout, defaultTimeout))
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.Timeout, defaultTimeout))
 	defer cancel()
 	p := s.parts()
 	chain, err := p.chainID(ctx)
@@ -313,14 +313,6 @@ func (s *Sender) GasSpent(ctx context.Context) (*big.Int, error) {
 		return nil, err
 	}
 	return s.Store.gas(ctx, chain, s.Address())
-}
-
-func either[T comparable](value, fallback T) T {
-	var zero T
-	if value == zero {
-		return fallback
-	}
-	return value
 }
 
 // Run works the outbox until the context ends: it is what makes a submitted transaction certain. Failures of the

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"math/rand/v2"
 	"sync"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/internal/eip712"
+	"github.com/gpupay/gpupay/sdk/internal/pace"
 	"github.com/gpupay/gpupay/sdk/internal/refusal"
 )
 
@@ -20,7 +22,7 @@ import (
 type signing struct {
 	*account
 	waits      *waits
-	submitting turn                   // held from choosing a nonce until its transaction is in the outbox: one nonce at a time
+	submitting pace.Turn              // held from choosing a nonce until its transaction is in the outbox: one nonce at a time
 	mu         sync.Mutex             // guards refusals
 	refusals   map[common.Hash]string // by version, what the node said last
 }
@@ -94,11 +96,15 @@ func (s *signing) broadcast(ctx context.Context, a Attempt) error {
 }
 
 // again broadcasts what waits of a transaction: the newest version and, where that one is refused, those that somebody may have, or
-// of which nothing was heard. Any of them may be mined, and only one.
+// of which nothing was heard; where there are many, one of the others, too: what is asked may have come down to it. Any of them may
+// be mined, and only one.
 func (s *signing) again(ctx context.Context, tx Tx, newest Attempt) error {
-	err := s.broadcast(ctx, newest)
-	for _, a := range tx.Attempts {
-		if newest.Answer.Refused() && a.Signed.Nonce() == tx.Nonce && !a.Answer.Refused() {
+	err, turn := s.broadcast(ctx, newest), -1
+	if len(tx.Attempts) >= maxVersions {
+		turn = rand.IntN(len(tx.Attempts))
+	}
+	for i, a := range tx.Attempts {
+		if newest.Answer.Refused() && a.Signed.Nonce() == tx.Nonce && (i == turn || !a.Answer.Refused()) {
 			err = errors.Join(err, s.broadcast(ctx, a))
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/internal/fault"
+	"github.com/gpupay/gpupay/sdk/internal/pace"
 )
 
 // maxFill bounds how many nonces one step fills, and maxGap how many are filled at all; fillGas is what using one up takes. A
@@ -35,10 +37,11 @@ type steps struct {
 	follow   bool // another process steps
 	resend   time.Duration
 	timeout  time.Duration // of one look
-	stepping turn          // held by the one who steps; it guards what is below
+	stepping pace.Turn     // held by the one who steps; it guards what is below
 	stepped  time.Time
 	head     common.Hash // of the last step
 	gap      gap         // before what is open
+	troubles pace.Troubles[TxID]
 }
 
 // A glance is what one step reads of the chain before it looks at single transactions.
@@ -61,28 +64,28 @@ func (s *steps) step(ctx context.Context) error {
 	if s.follow {
 		return nil
 	}
-	if err := s.stepping.enter(ctx); err != nil {
+	return s.turn(ctx, s.poll/2)
+}
+
+// sync is a look now.
+func (s *steps) sync(ctx context.Context) error { return s.turn(ctx, 0) }
+
+// turn is a look where the last one was so long ago.
+func (s *steps) turn(ctx context.Context, apart time.Duration) error {
+	if err := s.stepping.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.stepping.leave()
-	if since := s.now().Sub(s.stepped); since >= 0 && since < s.poll/2 {
+	defer s.stepping.Leave()
+	if since := s.now().Sub(s.stepped); since >= 0 && since < apart {
 		return nil
 	}
 	return s.pass(ctx)
 }
 
-// sync is a look now.
-func (s *steps) sync(ctx context.Context) error {
-	if err := s.stepping.enter(ctx); err != nil {
-		return err
-	}
-	defer s.stepping.leave()
-	return s.pass(ctx)
-}
-
-// pass looks at everything that is not final, for who holds stepping.
-func (s *steps) pass(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+// pass looks at everything that is not final, for who holds stepping. What keeps one transaction from being looked at, or sent on,
+// keeps none of the others: each is money that cannot wait for another's receipt.
+func (s *steps) pass(caller context.Context) error {
+	ctx, cancel := context.WithTimeout(caller, s.timeout)
 	defer cancel()
 	chain, err := s.chainID(ctx)
 	if err != nil {
@@ -104,17 +107,21 @@ func (s *steps) pass(ctx context.Context) error {
 	if err := s.fill(ctx, chain, open, g); err != nil {
 		return err
 	}
-	var failed error
+	s.troubles.Keep(func(id TxID) bool { return slices.ContainsFunc(open, func(tx Tx) bool { return tx.ID == id }) })
 	for _, tx := range open {
-		if err := s.advance(ctx, tx, &g); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("chain: %s: %w", tx.Call, err))
+		if !g.moved && tx.State != Pending && s.troubles.Why(tx.ID) == nil || s.troubles.Rests(tx.ID) {
+			continue
 		}
-		if failed != nil && isTransport(failed) {
-			return failed // the others would fail likewise
+		err := s.advance(ctx, tx, &g)
+		if caller.Err() != nil {
+			return fmt.Errorf("chain: %s: %w", tx.Call, caller.Err())
+		} else if retry := s.troubles.Note(tx.ID, err); err != nil {
+			s.log.Warn("what became of a transaction is not known, or it cannot be sent on: it alone waits",
+				"tx", tx.ID, "call", tx.Call.String(), "err", err, "retry", retry)
 		}
-	}
-	if failed != nil {
-		return failed
+		if ctx.Err() != nil {
+			return fmt.Errorf("chain: %s: %w", tx.Call, ctx.Err())
+		}
 	}
 	if s.stepped = s.now(); !g.untold {
 		s.head = g.head.hash
@@ -124,10 +131,7 @@ func (s *steps) pass(ctx context.Context) error {
 
 // advance brings one transaction further: it is mined, final, undone, displaced, stuck, or dropped.
 func (s *steps) advance(ctx context.Context, tx Tx, g *glance) error {
-	if !g.moved && tx.State != Pending {
-		return nil
-	}
-	found, err := s.find(ctx, tx)
+	found, err := s.find(ctx, tx, *g)
 	g.untold = g.untold || found.unsure
 	switch {
 	case err != nil:
@@ -154,9 +158,38 @@ type finding struct {
 	unsure  bool           // the node cannot say yet of some version
 }
 
-// find looks which version was mined, if any was: those under an earlier nonce as well. Of two nonces the first counts.
-func (s *steps) find(ctx context.Context, tx Tx) (found finding, err error) {
+// fewReceipts is how many a look asks for under a nonce that no endpoint calls used, and mostReceipts how many in all.
+const (
+	fewReceipts  = 3
+	mostReceipts = 64
+)
+
+// sought are the versions whose receipts a look asks for: the one that was mined, the newest, and others, in turn where there are
+// many.
+func (tx Tx) sought(most uint64) []Attempt {
+	var list []Attempt
 	for _, a := range slices.Backward(tx.Attempts) {
+		if a.Signed.Nonce() < most || tx.State == Mined || len(list) < fewReceipts {
+			list = append(list, a)
+		}
+	}
+	if at := slices.IndexFunc(list, func(a Attempt) bool { return a.Signed.Hash() == tx.Hash }); at > 0 {
+		list[0], list[at] = list[at], list[0]
+	}
+	if len(list) > mostReceipts {
+		rest := list[fewReceipts:]
+		rand.Shuffle(len(rest), func(i, j int) { rest[i], rest[j] = rest[j], rest[i] })
+	}
+	return list[:min(len(list), mostReceipts)]
+}
+
+// find looks which version was mined, if any was: those under an earlier nonce as well. Of two nonces the first counts. It takes no
+// more than a part of the time that is left: the other transactions are looked at, too.
+func (s *steps) find(ctx context.Context, tx Tx, g glance) (found finding, failed error) {
+	until, _ := ctx.Deadline()
+	ctx, cancel := context.WithTimeout(ctx, time.Until(until)/4)
+	defer cancel()
+	for _, a := range tx.sought(g.most) {
 		if found.receipt != nil && found.version.Nonce() == a.Signed.Nonce() {
 			continue // of one nonce no second version can be mined
 		}
@@ -167,16 +200,18 @@ func (s *steps) find(ctx context.Context, tx Tx) (found finding, err error) {
 			found.unsure = true
 		case errors.Is(err, ethereum.NotFound):
 		case err != nil:
-			return found, fmt.Errorf("reading the receipt of %s: %w", hash, err)
+			failed = fmt.Errorf("reading the receipt of %s: %w", hash, err) // another version may be the one
 		default:
 			if found.receipt != nil {
 				s.log.Error("a transaction was mined under two nonces: what it moves has moved twice",
 					"tx", tx.ID, "call", tx.Call.String(), "hash", hash, "again", found.receipt.TxHash)
 			}
-			found.receipt, found.data, found.version = receipt, data, a.Signed
+			if failed = nil; found.receipt == nil || a.Signed.Nonce() < found.version.Nonce() {
+				found.receipt, found.data, found.version = receipt, data, a.Signed
+			}
 		}
 	}
-	return found, nil
+	return found, failed
 }
 
 func (s *steps) mined(ctx context.Context, tx Tx, found finding, g *glance) error {
@@ -339,10 +374,10 @@ func (s *steps) fill(ctx context.Context, chain uint64, open []Tx, g glance) err
 	if err != nil {
 		return err
 	}
-	if err := s.signing.submitting.enter(ctx); err != nil {
+	if err := s.signing.submitting.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.signing.submitting.leave()
+	defer s.signing.submitting.Leave()
 	for nonce := from; nonce < first && nonce < from+maxFill; nonce++ {
 		known, err := s.store.reopen(ctx, chain, s.address(), nonce)
 		if err != nil {
@@ -431,4 +466,15 @@ func (s *steps) glance(ctx context.Context, chain uint64, said []statement[keyVi
 	final, err := s.store.nextFinal(ctx, chain, s.address())
 	g.mined = max(g.mined, min(final, g.most))
 	return g, err
+}
+
+// Untold is why the last look could not say what became of a transaction about a channel, or could not send it on; nil: it could.
+func (s *Sender) Untold(ctx context.Context, channel common.Hash) error {
+	sent, err := s.Find(ctx, channel)
+	for _, tx := range sent {
+		if why := s.parts().steps.troubles.Why(tx.ID); why != nil {
+			err = errors.Join(err, fmt.Errorf("%s (transaction %s): %w", tx.Call, tx.ID, why))
+		}
+	}
+	return err
 }

@@ -419,7 +419,7 @@ func (s *Settler) report(ctx context.Context, o brought, before map[common.Hash]
 		}
 		if was := old.Payable(); o.Receipt == nil && now.Settled.Lt(&was) && now.Status != channel.Finalized {
 			s.backOff(id) // to settle it again costs gas
-			failed = errors.Join(failed, Unsettled(id, fmt.Errorf("transaction %s: %w, and the contract does not show it settled", o.ID, outcome.ErrUnseen)))
+			failed = errors.Join(failed, Unsettled(id, fmt.Errorf("transaction %s: %w, and the contract does not show it settled", o.ID, errors.Join(outcome.ErrUnseen, s.Sender.Untold(ctx, id)))))
 		}
 	}
 	s.log().Info("settled", "tx", o.Hash, "channels", len(settlement.Channels), "skipped", len(settlement.Skipped), "paid", settlement.Paid.Dec(), "gas_wei", settlement.Gas)

@@ -3,6 +3,7 @@ package settle_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -183,5 +184,44 @@ func TestSettlementWithoutReceiptLetsGo(t *testing.T) {
 				t.Errorf("%d transactions, want three settlements", n)
 			}
 		})
+	}
+}
+
+// failingReceipts is a node that mines a transaction and answers for its receipt with an error.
+type failingReceipts struct{ *unindexed }
+
+func (f failingReceipts) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hidden[hash] {
+		return nil, errors.New("pruned history unavailable")
+	}
+	return f.Backend.TransactionReceipt(ctx, hash)
+}
+
+// TestAFailingReceiptHoldsUpNoOther: the receipt of one settlement is answered with an error, and the channel of another payer, who
+// wants to leave, is settled in time; a call of Settle that is not in time names the receipt, for the channel that it is about.
+func TestAFailingReceiptHoldsUpNoOther(t *testing.T) {
+	k := newTill(t)
+	node := k.unindexed()
+	k.Restart(failingReceipts{node})
+	a, b := k.Open(1, 1000), k.Open(2, 1000)
+	k.Mine(t, 5)
+	k.Accept(a, 100)
+	node.hideNext()
+	k.serves()
+	k.Sender.Unseen = time.Hour
+	k.Settler.Urgent(a.ID())
+	k.Eventually("the settlement is on the chain", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
+	k.Mine(t, 80)
+	k.Accept(b, 700)
+	k.RequestClose(b)
+	k.Eventually("what closes is settled", func() bool { s := k.State(b); return is(s.Settled, 700) })
+	k.Accept(a, 300)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	err := k.Settler.Settle(ctx)
+	if err == nil || !strings.Contains(err.Error(), "pruned history unavailable") || !strings.Contains(err.Error(), a.ID().String()) {
+		t.Errorf("the call of Settle says %v", err)
 	}
 }

@@ -216,7 +216,8 @@ func settleNow(ctx context.Context, s *Settler, ids []common.Hash, payOut func()
 	for len(left) > 0 {
 		if ended := chain.Pause(ctx, 100*time.Millisecond); ended != nil {
 			for _, state := range left {
-				err = errors.Join(err, Unsettled(state.ID, fmt.Errorf("a transaction that settles it is under way: %w", ended)))
+				why := s.Sender.Untold(context.WithoutCancel(ctx), state.ID)
+				err = errors.Join(err, Unsettled(state.ID, fmt.Errorf("a transaction that settles it is under way: %w", errors.Join(ended, why))))
 			}
 			return err
 		}
