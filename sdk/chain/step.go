@@ -53,7 +53,8 @@ type glance struct {
 	said  []uint64 // by each
 	deep  uint64   // the same as mined, as of Finality blocks ago
 
-	untold bool // the node cannot say yet what became of some transaction: it is asked again, though no block comes
+	until  time.Time // the look has to end then
+	untold bool      // the node cannot say yet what became of some transaction: it is asked again, though no block comes
 
 	waiting bool   // whether a transaction without a budget is in flight
 	lastOwn uint64 // the highest nonce of one
@@ -102,6 +103,7 @@ func (s *steps) pass(caller context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.until = time.Now().Add(s.timeout)
 	g.lastOwn, g.waiting = lastOwn(open)
 	s.waits.forget(open)
 	if err := s.fill(ctx, chain, open, g); err != nil {
@@ -159,10 +161,7 @@ type finding struct {
 }
 
 // fewReceipts is how many a look asks for under a nonce that no endpoint calls used, and mostReceipts how many in all.
-const (
-	fewReceipts  = 3
-	mostReceipts = 64
-)
+const fewReceipts, mostReceipts = 3, 64
 
 // sought are the versions whose receipts a look asks for: the one that was mined, the newest, and others, in turn where there are
 // many.
@@ -184,10 +183,9 @@ func (tx Tx) sought(most uint64) []Attempt {
 }
 
 // find looks which version was mined, if any was: those under an earlier nonce as well. Of two nonces the first counts. It takes no
-// more than a part of the time that is left: the other transactions are looked at, too.
+// more than a part of the time that is left to the look: the other transactions are looked at, too.
 func (s *steps) find(ctx context.Context, tx Tx, g glance) (found finding, failed error) {
-	until, _ := ctx.Deadline()
-	ctx, cancel := context.WithTimeout(ctx, time.Until(until)/4)
+	ctx, cancel := context.WithTimeout(ctx, time.Until(g.until)/4)
 	defer cancel()
 	for _, a := range tx.sought(g.most) {
 		if found.receipt != nil && found.version.Nonce() == a.Signed.Nonce() {
