@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	leasing "github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // undertaker is an allocator whose allocations die, by their first device.
@@ -140,5 +141,93 @@ func TestDeadLeaseEnds(t *testing.T) {
 	}
 	if free := allocator.Free(); free != 2 {
 		t.Errorf("%d GPUs are free", free)
+	}
+}
+
+// TestDeadLeaseThatCannotBeMetered: a lease that is paid, whose container died and whose GPU cannot be read besides, is suspended and goes
+// on when both are back, though the command that suspends it fails: in whatever order they fail, and over a restart.
+func TestDeadLeaseThatCannotBeMetered(t *testing.T) {
+	for name, f := range map[string]struct {
+		restarts bool
+		asked    time.Duration // whether it is alive
+	}{
+		"dead first":            {false, 10 * time.Millisecond},
+		"known to nobody":       {false, time.Hour},
+		"restarted meanwhile":   {true, 10 * time.Millisecond},
+		"restarted, not looked": {true, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			allocator := &undertaker{HostAllocator: hostGPUs(t, 2), says: make(map[string]error)}
+			w := newWard(t, quiet, func(c *ProviderConfig) { c.Allocator, c.AliveEvery = allocator, f.asked })
+			lease := w.open(1, 500_000, "")
+			waitFor(t, func() bool { return w.host.wasRead(sim.UUID(0)) })
+			w.step(3)
+			because := func(reason string) {
+				waitFor(t, func() bool { row := lease.row(); return row.State == wire.StateSuspended && row.Reason == reason })
+			}
+			allocator.say(sim.UUID(0), gpu.ErrDead)
+			if f.asked < time.Hour {
+				because(leasing.ReasonDead)
+			}
+			if f.restarts && f.asked < time.Hour {
+				w.restart()
+			}
+			w.host.fail(sim.UUID(0))
+			w.step(5)
+			because(leasing.ReasonUnmetered)
+			if f.restarts && f.asked == time.Hour {
+				w.restart()
+				w.step(1)
+			}
+			w.host.fail()
+			allocator.say(sim.UUID(0), nil)
+			w.step(3)
+			w.in(lease, leasestore.Active)
+		})
+	}
+}
+
+// stilled is an undertaker whose commands succeed on what is dead.
+type stilled struct{ *undertaker }
+
+func (s stilled) Suspend(context.Context, gpu.Allocation) error { return nil }
+
+// TestSuspensionWhoseReasonChangesEnds: the time of a lease that is dead and cannot be metered by turns counts from when it was suspended,
+// on disk too.
+func TestSuspensionWhoseReasonChangesEnds(t *testing.T) {
+	const timeout = 4 * time.Second
+	allocator := stilled{&undertaker{HostAllocator: hostGPUs(t, 2), says: make(map[string]error)}}
+	w := newWard(t, quiet, func(c *ProviderConfig) {
+		c.Allocator, c.AliveEvery, c.SuspendTimeout = allocator, 10*time.Millisecond, timeout
+	})
+	lease := w.open(1, 500_000, "")
+	waitFor(t, func() bool { return w.host.wasRead(sim.UUID(0)) })
+	allocator.say(sim.UUID(0), gpu.ErrDead)
+	waitFor(t, func() bool { return lease.row().Reason == leasing.ReasonDead })
+	first, began, changes := lease.row(), time.Now(), 0
+	changed := began
+	for row := first; row.State == wire.StateSuspended; row = lease.row() {
+		if row.Suspended != first.Suspended || time.Since(began) > 10*timeout {
+			t.Fatalf("%s after it was suspended its row says since %d, and said %d", time.Since(began), row.Suspended, first.Suspended)
+		}
+		if w.host.fail(); row.Reason == leasing.ReasonDead {
+			w.host.fail(sim.UUID(0))
+		}
+		for range 30 {
+			w.clock.Advance(time.Second)
+			time.Sleep(5 * time.Millisecond)
+			if now := lease.row(); now.Reason != row.Reason || now.State != row.State {
+				if changes++; now.State == row.State {
+					changed = time.Now()
+				}
+				break
+			}
+		}
+	}
+	if took := time.Since(changed); took >= timeout { // it was counted anew
+		t.Errorf("it ended %s after its reason changed", took)
+	}
+	if s := lease.status(leasestore.Ended); !strings.HasSuffix(s.Reason, " for "+timeout.String()) || changes < 3 {
+		t.Errorf("it ended after %d changes because %q", changes, s.Reason)
 	}
 }

@@ -139,12 +139,12 @@ func (w *Watchdog) Resumed(since time.Time) {
 	}
 }
 
-// Since is when a lease counts as suspended that is suspended now, as the watchdog has expired. Such times add up until they are
+// Since is when a lease counts as suspended that is suspended since a time, as the watchdog has expired. Such times add up until they are
 // forgiven: a lease that goes on for a moment now and then does not keep its GPUs for ever.
-func (w *Watchdog) Since() time.Time {
+func (w *Watchdog) Since(since time.Time) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return time.Now().Add(-w.suspended)
+	return since.Add(-w.suspended)
 }
 
 // Healthy reports whether a device was read healthy once.

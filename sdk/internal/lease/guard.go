@@ -239,6 +239,17 @@ func (h *health) probe() {
 	}))
 }
 
+// lifeless reports whether nothing runs that would have to stop, of a lease whose command failed: it may have died just now, or before this
+// process began, and is not over for that.
+func (h *health) lifeless(ctx context.Context) bool {
+	if h.liveness.dead.Load() || h.Deps.Liveness == nil {
+		return h.liveness.dead.Load()
+	}
+	call, cancel := context.WithTimeout(ctx, h.Deps.Timing.CallTimeout)
+	defer cancel()
+	return errors.Is(h.Deps.Liveness(call, h.Allocation), gpu.ErrDead)
+}
+
 // answered takes what the allocator says. The bill stops at once, not when the lease's goroutine has time.
 func (h *health) answered(err error) {
 	switch {

@@ -8,11 +8,12 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
-// suspension is for how long a lease has been suspended: it ends when the renter's time is up.
+// suspension is for how long a lease has been suspended, whatever the reasons were since: it ends when the renter's time is up.
 type suspension struct {
 	*core
 	timer   *time.Timer // ends the lease if it is still suspended then
 	since   time.Time
+	starved bool      // it could not be metered at some time of it: see starve
 	Earlier time.Time // when an earlier process suspended it; zero if none did
 }
 
@@ -40,9 +41,8 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 		if err := l.suspend(ctx, why); err != nil {
 			return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
 		}
-		if l.Suspension.start(); why == ReasonUnmetered {
-			l.Suspension.startAt(l.health.watchdog.Since())
-		}
+		l.Suspension.start()
+		l.starve(why)
 	case leasestore.Suspended:
 		if why == "" && !l.Balance.Claims(true) { // another one that went on meanwhile took what was left
 			why = v.Reason
@@ -51,7 +51,7 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 			if err := l.resume(ctx); err != nil {
 				return l.failed(ctx, "could not be resumed", err)
 			}
-			if v.Reason == ReasonUnmetered {
+			if l.Suspension.starved {
 				l.health.watchdog.Resumed(l.Suspension.since)
 			}
 			return nil
@@ -60,7 +60,6 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 			if err := l.suspendFor(ctx, v.Reason, why); err != nil {
 				return l.failed(ctx, endedFor(why)+", and could not be suspended", err)
 			}
-			l.Suspension.start()
 		}
 		if l.Records.unwritten() { // it is our fault that nothing counts
 			l.Suspension.start()
@@ -68,6 +67,7 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 		if l.Suspension.since.IsZero() { // suspended by an earlier process
 			l.Suspension.startAt(suspendedSince(l.Suspension.Earlier, time.Now(), l.Deps.Timing.SuspendTimeout))
 		}
+		l.starve(why)
 		if time.Since(l.Suspension.since) >= l.Deps.Timing.SuspendTimeout {
 			return &Stop{Reason: fmt.Sprintf("%s for %s", endedFor(why), l.Deps.Timing.SuspendTimeout)}
 		}
@@ -111,7 +111,18 @@ func endedFor(why string) string {
 }
 
 // start has the lease end if it is still suspended when the renter's time is up.
-func (s *suspension) start() { s.startAt(time.Now()) }
+func (s *suspension) start() {
+	s.starved = false
+	s.startAt(time.Now())
+}
+
+// starve has a suspension count from earlier on in which the lease could not be metered: by all of that kind before it.
+func (l *Lease) starve(why string) {
+	if why == ReasonUnmetered && !l.Suspension.starved {
+		l.Suspension.starved = true
+		l.Suspension.startAt(l.health.watchdog.Since(l.Suspension.since))
+	}
+}
 
 func (s *suspension) startAt(since time.Time) {
 	s.since = since
@@ -143,7 +154,7 @@ func (l *Lease) suspend(ctx context.Context, why string) error {
 	if err := l.Records.Make(ctx, false); l.Fence.Lost.Load() {
 		return err // the lease is another gateway's, and so are its devices
 	}
-	if err := l.Fence.Command(ctx, l.Devices.Suspend); err != nil && (why != ReasonDead || l.Fence.Lost.Load()) { // perhaps nothing runs that would have to stop
+	if err := l.Fence.Command(ctx, l.Devices.Suspend); err != nil && (l.Fence.Lost.Load() || why != ReasonDead && !l.health.lifeless(ctx)) {
 		return err
 	}
 	l.Records.Enter(ctx, leasestore.Suspended, why)

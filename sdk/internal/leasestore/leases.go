@@ -79,14 +79,13 @@ func (s Leases) Activate(ctx context.Context, row Row) error {
 	})
 }
 
-// SetState has a lease in a state, for a reason. What is suspended for the same
-// reason as before has been since then.
+// SetState has a lease in a state, for a reason. What was suspended before, for whatever reason, has been since then.
 func (s Leases) SetState(ctx context.Context, id common.Hash, term int64, state State, reason string, endedAt int64) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
 		return requireOwner(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET suspended_at = CASE WHEN ? <> 'suspended' THEN 0
-			WHEN state = 'suspended' AND reason = ? AND suspended_at > 0 THEN suspended_at ELSE ? END,
+			WHEN state = 'suspended' AND suspended_at > 0 THEN suspended_at ELSE ? END,
 			state = ?, reason = ?, ended_at = ? WHERE id = ? AND term = ?`),
-			state, reason, time.Now().UnixNano(), state, reason, endedAt, id.Hex(), term))
+			state, time.Now().UnixNano(), state, reason, endedAt, id.Hex(), term))
 	})
 }
 
