@@ -34,6 +34,7 @@ type Pool struct {
 	failed map[string]string            // what was logged of the others
 	rests  map[string]*backoff          // of those that began no lease when they were asked
 	busy   map[string]bool              // see Go
+	said   map[string]*rate.Limiter     // see says
 	work   sync.WaitGroup
 
 	enlisted   map[string][]wire.OfferDevices // what each node had when its enlistment was decided last, at enlistedAt
@@ -52,7 +53,7 @@ const (
 // NewPool is the pool of some nodes, each of another name. None has been asked yet.
 func NewPool(links []*Client, log *slog.Logger) (*Pool, error) {
 	p := &Pool{log: log, now: time.Now, status: make(map[string]Status), known: make(map[string][]metering.Device),
-		failed: make(map[string]string), rests: make(map[string]*backoff), busy: make(map[string]bool),
+		failed: make(map[string]string), rests: make(map[string]*backoff), busy: make(map[string]bool), said: make(map[string]*rate.Limiter),
 		enlisted: make(map[string][]wire.OfferDevices), refused: make(map[string]string), withheld: make(map[string]string),
 		early: rate.NewLimiter(rate.Every(enlistEvery), enlistBurst)}
 	for _, c := range links {
@@ -104,10 +105,10 @@ func (p *Pool) update(name string, s Status, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
-		if was := p.status[name]; s.Problem != "" && was.Problem != s.Problem {
+		if was := p.status[name]; s.Problem != "" && was.Problem != s.Problem && p.says("status", name) {
 			p.log.Warn("node begins no lease, and those that run there go on", "node", name, "problem", s.Problem)
 		}
-		if p.failed[name] != "" {
+		if p.failed[name] != "" && p.says("status", name) {
 			p.log.Info("node is back", "node", name)
 		}
 		delete(p.failed, name)
@@ -115,7 +116,7 @@ func (p *Pool) update(name string, s Status, err error) {
 		return
 	}
 	delete(p.status, name)
-	if p.failed[name] == "" { // said once
+	if p.failed[name] == "" && p.says("status", name) { // said once
 		p.log.Warn("node is out of reach: its leases go on within their credit", "node", name, "error", err)
 	}
 	p.failed[name] = err.Error()
@@ -147,11 +148,39 @@ func (p *Pool) Go(ctx context.Context, kind, name string, work func(context.Cont
 		err := work(ctx)
 		p.mu.Lock()
 		delete(p.busy, key)
+		said := err != nil && ctx.Err() == nil && p.says(kind, name)
 		p.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
-			p.log.Warn("what a node has to do with the database", "node", name, "error", err)
+		if said {
+			p.log.Warn("what a node has to do with the database", "node", name, "error", Brief(err))
 		}
 	})
+}
+
+// What one node does of one kind is logged so many times at once, and once in saysEvery from then on: the errors are its words.
+const (
+	saysBurst = 10
+	saysEvery = time.Minute
+)
+
+// says reports whether what a node does is logged now: one that is broken into makes an error of a kind as often as it is asked. p.mu is held.
+func (p *Pool) says(kind, name string) bool {
+	key := kind + " " + name
+	if p.said[key] == nil {
+		p.said[key] = rate.NewLimiter(rate.Every(saysEvery), saysBurst)
+	}
+	return p.said[key].AllowN(p.now(), 1)
+}
+
+// maxBrief bounds what is logged of an error at a time, in bytes.
+const maxBrief = 4 * MaxText
+
+// Brief is the beginning of an error as it is logged, which may be hundreds that are joined: of each lease that a node lists.
+func Brief(err error) string {
+	text := err.Error()
+	if more := len(text) - maxBrief; more > 0 {
+		return fmt.Sprintf("%s… (and %d bytes more)", strings.ToValidUTF8(text[:maxBrief], ""), more)
+	}
+	return text
 }
 
 // Wait waits for what Go began.

@@ -1,7 +1,12 @@
 package nodelink
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,5 +61,40 @@ func TestSlicesOfAnothersGPU(t *testing.T) {
 		if err := n.CheckSlices("south", bill); (err != nil) != refused {
 			t.Errorf("slices of %q: %v", parent, err)
 		}
+	}
+}
+
+// TestNodeWhoseErrorsAreMany: a node of which hundreds of errors are made each second, or that comes and goes, has a bounded part of them
+// logged, and not each time; another node's are said.
+func TestNodeWhoseErrorsAreMany(t *testing.T) {
+	var log bytes.Buffer
+	p, err := NewPool([]*Client{{Name: "south"}, {Name: "north"}}, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	p.SetClock(func() time.Time { return now })
+	const seconds = 600
+	for second := range seconds {
+		now = now.Add(time.Second)
+		p.Go(t.Context(), "reconcile", "south", func(context.Context) error {
+			var all error
+			for i := range 20 {
+				all = errors.Join(all, fmt.Errorf("%d: é%s", second+i, strings.Repeat("x", 900)))
+			}
+			return all
+		})
+		p.Wait()
+		p.update("south", Status{Problem: fmt.Sprint(second)}, nil)
+		p.update("south", Status{}, errors.New("it is away"))
+	}
+	lines, most := strings.Count(log.String(), "\n"), 2*(saysBurst+seconds/60+1)
+	if lines > most || lines < seconds/60 || log.Len() > most*2*maxBrief {
+		t.Errorf("%d lines and %d bytes are logged in %d seconds", lines, log.Len(), seconds)
+	}
+	p.Go(t.Context(), "reconcile", "north", func(context.Context) error { return errors.New("north has failed") })
+	p.Wait()
+	if !strings.Contains(log.String(), "north has failed") {
+		t.Error("what another node does is not said")
 	}
 }

@@ -114,7 +114,7 @@ func (n *Nodes) Run(ctx context.Context) error {
 		n.Publish(ctx)
 		n.reconcile(ctx)
 		if err := errors.Join(asked, n.Collect(ctx)); err != nil && ctx.Err() == nil {
-			n.Config.Log.Warn("what nodes have to do with the database", "error", err)
+			n.Config.Log.Warn("what nodes have to do with the database", "error", nodelink.Brief(err))
 		}
 	}
 	return ctx.Err()
