@@ -211,9 +211,9 @@ type health struct {
 	liveness probe              // of what was allocated
 }
 
-// probe asks the allocator again and again whether what it allocated is alive, until the lease ends. It does not wait for the lease's
-// goroutine, nor that for it: a command that hangs holds up no suspension.
-func (h *health) probe() {
+// probe asks the allocator again and again whether what it allocated is alive, until the lease ends, and tells died where it is not. It
+// does not wait for the lease's goroutine, nor that for it: a command that hangs holds up no suspension.
+func (h *health) probe(died func()) {
 	if h.Deps.Liveness == nil || h.Read != nil { // what lasts for one request was given to nobody
 		return
 	}
@@ -234,8 +234,10 @@ func (h *health) probe() {
 		err := h.Deps.Liveness(ctx, h.Allocation)
 		cancel()
 		<-h.Deps.probing
-		h.answered(err)
-		h.probe()
+		if h.answered(err) {
+			died()
+		}
+		h.probe(died)
 	}))
 }
 
@@ -250,8 +252,9 @@ func (h *health) lifeless(ctx context.Context) bool {
 	return errors.Is(h.Deps.Liveness(call, h.Allocation), gpu.ErrDead)
 }
 
-// answered takes what the allocator says. The bill stops at once, not when the lease's goroutine has time.
-func (h *health) answered(err error) {
+// answered takes what the allocator says, and reports whether the lease is found dead. The bill stops at once, not when the lease's
+// goroutine has time.
+func (h *health) answered(err error) (died bool) {
 	switch {
 	case err == nil:
 		h.liveness.unknown = false
@@ -259,7 +262,7 @@ func (h *health) answered(err error) {
 			h.Inbox.Wake()
 		}
 	case errors.Is(err, gpu.ErrDead):
-		if !h.liveness.dead.Swap(true) {
+		if died = !h.liveness.dead.Swap(true); died {
 			h.Meter.Pause()
 			h.Deps.Log.Warn("lease is not alive: it is suspended and not billed", "lease", h.ID, "error", err)
 			h.Inbox.Wake()
@@ -268,6 +271,7 @@ func (h *health) answered(err error) {
 		h.liveness.unknown = true
 		h.Deps.Log.Warn("nobody knows whether a lease is alive", "lease", h.ID, "error", err)
 	}
+	return died
 }
 
 // Unmetered counts the leases that nobody can meter now.

@@ -168,7 +168,7 @@ func (l *Lease) begin(ctx context.Context) {
 	if l.opened != nil {
 		go l.open(l.sampled.Looked())
 	}
-	l.health.probe()
+	l.health.probe(l.Guard.armBackstop)
 	if l.Credit.Postpaid() {
 		every := l.Deps.Timing.RecordEvery
 		past := max(time.Since(time.Unix(0, l.startedAt)), 0) % every
