@@ -147,7 +147,7 @@ func (d *session) termsOf(r *request, payload *wire.Payload) (channel.Terms, err
 
 func (d *session) fundOpen(ctx context.Context, slot *admit.Slot, r *request, terms channel.Terms, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return d.checkTransaction(ctx, slot, terms.ID(), *payload.Hash)
+		return d.checkTransaction(ctx, slot, terms.ID(), *payload.Hash, uint256.Int{})
 	}
 	a, err := d.authorization(payload, terms.Payer, channel.OpenNonce(terms.Payer, terms))
 	if err != nil {
@@ -197,7 +197,7 @@ func (d *session) topUp(r *request, payload *wire.Payload) (channel.State, error
 
 func (d *session) fundTopUp(ctx context.Context, slot *admit.Slot, r *request, s channel.State, payload *wire.Payload) error {
 	if payload.Type == wire.TypeHash {
-		return d.checkTransaction(ctx, slot, s.ID, *payload.Hash)
+		return d.checkTransaction(ctx, slot, s.ID, *payload.Hash, s.Deposit)
 	}
 	from := s.Terms.Payer // what it costs counts for the payer: nobody else may use up its budget
 	if by := common.Address(payload.Authorization.From); by != from {
@@ -260,12 +260,11 @@ func (d *session) sendOnce(ctx context.Context, r *request, terms channel.Terms,
 	return outcome.Over(ctx, d.sender, tx, d.config.Confirmations) // what came of it the contract says
 }
 
-// checkTransaction waits for a renter's own transaction and refuses one that
-// reverted or is about another channel. That it moved money is not believed
-// from it: the contract is asked. A renter that was told its transaction's hash
-// is rarely here before the block, so waits are few, and a stranger's invented
-// hashes find no room.
-func (d *session) checkTransaction(ctx context.Context, slot *admit.Slot, id, hash common.Hash) error {
+// checkTransaction waits for a renter's own transaction and refuses one that reverted or is about another channel. That it moved
+// money is not believed from it: the contract is asked. A renter that was told its transaction's hash is rarely here before the
+// block, so waits are few, and a stranger's invented hashes find no room. Where no receipt is shown, more than before in the
+// channel does: another version of the transaction may be the one that was mined.
+func (d *session) checkTransaction(ctx context.Context, slot *admit.Slot, id, hash common.Hash, before uint256.Int) error {
 	for {
 		receipt, err := chain.Receipt(ctx, d.escrow.Backend(), hash)
 		switch {
@@ -273,7 +272,7 @@ func (d *session) checkTransaction(ctx context.Context, slot *admit.Slot, id, ha
 			return wire.TransactionReverted.With("transaction %s reverted; that is final", hash)
 		case err == nil && !d.mentions(receipt, id):
 			return wire.VerificationFailed.With("transaction %s is not about channel %s", hash, id)
-		case err == nil:
+		case err == nil || holdsMore(ctx, d.escrow, id, before, d.config.Confirmations):
 			return nil
 		case !errors.Is(err, ethereum.NotFound) && !errors.Is(err, chain.ErrIndexing):
 			return fmt.Errorf("reading transaction %s: %w", hash, err)
@@ -282,6 +281,12 @@ func (d *session) checkTransaction(ctx context.Context, slot *admit.Slot, id, ha
 			return wire.Unavailable.With("transaction %s is not mined yet: send the same request again later", hash)
 		}
 	}
+}
+
+// holdsMore reports whether a channel has a deposit of more than that, with so many confirmations, as far as it can be read.
+func holdsMore(ctx context.Context, e *chain.Escrow, id common.Hash, than uint256.Int, confirmations uint64) bool {
+	views, _, err := e.Confirmed(ctx, []common.Hash{id}, confirmations)
+	return err == nil && views[0].View.Deposit.Gt(&than)
 }
 
 // mentions reports whether the escrow logged something about the channel.

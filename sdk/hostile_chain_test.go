@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -414,5 +415,39 @@ func TestTransactionOfAnotherChannel(t *testing.T) {
 		CumulativeAmount: &amount, Signature: r.sign(key, other, 0)}})
 	if err := problemIn(wire.VerificationFailed, resp); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDepositUnderAnotherHash shows that a renter's own open and top-up count where it names a version of the transaction that was not
+// mined: the contract has the money.
+func TestDepositUnderAnotherHash(t *testing.T) {
+	r := newRig(t, func(c *ProviderConfig) { c.OpenTimeout = 3 * time.Second })
+	key := channel.NewKey(r.chain.Keys[1])
+	if err := r.chain.Fund(t.Context(), key.Address(), new(big.Int), *uint256.NewInt(1_000_000)); err != nil {
+		t.Fatal(err)
+	}
+	token, err := chain.NewToken(t.Context(), r.chain.Backend, r.chain.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deposit, terms, amount, added := *uint256.NewInt(100_000), r.terms(key.Address(), 1), wireAmount(0), wireAmount(100_000)
+	r.send(1, token.ApproveCall(r.chain.Escrow, *uint256.NewInt(200_000)))
+	r.send(1, r.provider.escrow.OpenCall(terms, deposit))
+	lease := &tab{rig: r, key: key, terms: terms}
+	lease.attach(r.do("GET", "", &wire.Credential{Challenge: r.challenge(), Source: wire.Source(terms.ChainID, terms.Payer), Payload: wire.Payload{
+		Action: wire.ActionOpen, Type: wire.TypeHash, ChannelID: terms.ID(), Salt: &terms.Salt, Hash: &common.Hash{1},
+		CumulativeAmount: &amount, Signature: r.sign(key, terms, 0)}}))
+	r.send(1, r.provider.escrow.TopUpCall(terms, deposit))
+	slot, err := r.provider.limiter.Deposit(httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/lease", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slot.Release()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	known := channel.State{ID: terms.ID(), Terms: terms, Deposit: deposit} // by a provider that has not seen the top-up yet
+	topUp := &wire.Payload{Action: wire.ActionTopUp, Type: wire.TypeHash, ChannelID: terms.ID(), Hash: &common.Hash{2}, AdditionalDeposit: &added}
+	if err := r.provider.session.fundTopUp(ctx, slot, nil, known, topUp); err != nil {
+		t.Errorf("the top-up: %v", err)
 	}
 }

@@ -171,11 +171,12 @@ func (l *Lease) SignTopUp(ctx context.Context) (failed, stopped error) {
 		if stopped == nil && errors.Is(failed, chain.ErrFunds) {
 			failed = l.Sponsor(ctx, &payload, failed)
 		}
+		if stopped == nil {
+			least := l.Row.Before
+			payload.Hash, failed = l.HashOf(ctx, chain.TopUp, after, *least.Add(&least, &step), result, failed)
+		}
 		if failed != nil || stopped != nil {
 			return failed, stopped
-		}
-		if result != nil {
-			payload.Hash = &result.Hash
 		}
 	}
 	if payload.Type == wire.TypeAuthorization {

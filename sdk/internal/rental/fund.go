@@ -31,14 +31,13 @@ func (l *Deposits) Fund(ctx context.Context) error {
 	if payload.ChannelID == l.ID { // made before
 		return l.stillGood(ctx)
 	}
-	salt := l.Row.Terms.Salt
+	salt, deposit := l.Row.Terms.Salt, l.Row.Deposit
 	payload.ChannelID, payload.Salt = l.ID, &salt
 	var err error
 	if payload.Type == wire.TypeHash {
 		var mined *chain.Result
-		if mined, err = l.Transfer(ctx, l.Row.Deposit, l.Escrow.OpenCall(l.Row.Terms, l.Row.Deposit), 0); err == nil {
-			payload.Hash = &mined.Hash
-		}
+		mined, err = l.Transfer(ctx, deposit, l.Escrow.OpenCall(l.Row.Terms, deposit), 0)
+		payload.Hash, err = l.HashOf(ctx, chain.Open, 0, deposit, mined, err)
 		if errors.Is(err, chain.ErrFunds) && l.Row.Sponsored { // a little coin is as good as none: nothing was sent
 			payload.Type = wire.TypeAuthorization
 		}
@@ -51,7 +50,7 @@ func (l *Deposits) Fund(ctx context.Context) error {
 	}
 	l.Row.Promised(payload.Authorization)
 	if payload.Hash != nil {
-		l.Row.Moved = l.Row.Deposit
+		l.Row.Moved = deposit
 	}
 	l.Row.Funding = &payload
 	return l.Save(ctx)
@@ -113,8 +112,8 @@ func (l *Deposits) neverFunded(ctx context.Context) error {
 // crash must not send it twice. No other rental of this renter approves or
 // spends meanwhile: one approval would overwrite the other. Once the nonce is
 // used the approval is spent, and the receipt is waited for beside the others;
-// where it does not come, the error is outcome.ErrUnseen, and the outbox knows the
-// transaction at the next try.
+// where it does not come, the error is outcome.ErrUnseen, the outbox knows the
+// transaction at the next try, and HashOf asks the contract.
 func (l *Deposits) Transfer(ctx context.Context, amount uint256.Int, call chain.Call, after int) (*chain.Result, error) {
 	id, err := l.Outgoing(ctx, call.Kind, after)
 	if err == nil && (id == "" || !outcome.Used(ctx, l.Wallet.Sender, id, l.Wallet.Confirmations)) {
@@ -125,6 +124,28 @@ func (l *Deposits) Transfer(ctx context.Context, amount uint256.Int, call chain.
 	}
 	result, err := outcome.Wait(ctx, l.Wallet.Sender, id, l.Wallet.Confirmations, nil)
 	return result, l.Unapproved(ctx, amount, err)
+}
+
+// HashOf is the hash by which the provider is told what Transfer came to. Where no receipt is shown, and the channel has what it has
+// with the deposit at least, that is the newest version's: any may be the one that was mined, and the provider goes by the
+// contract as well.
+func (l *Deposits) HashOf(ctx context.Context, kind chain.Kind, after int, least uint256.Int, mined *chain.Result, cause error) (*common.Hash, error) {
+	if mined != nil && cause == nil {
+		return &mined.Hash, nil
+	}
+	if !errors.Is(cause, outcome.ErrUnseen) {
+		return nil, cause
+	}
+	seen, err := l.Look(ctx, l.Wallet.Confirmations)
+	if err != nil || !seen.There || seen.Deposit.Lt(&least) {
+		return nil, errors.Join(cause, err)
+	}
+	id, err := l.Outgoing(ctx, kind, after)
+	if err != nil || id == "" { // its receipt came after all, and says that it reverted
+		return nil, errors.Join(cause, err)
+	}
+	hash, err := outcome.Newest(ctx, l.Wallet.Sender, id)
+	return &hash, err
 }
 
 // spend is Transfer while no other rental approves or spends.

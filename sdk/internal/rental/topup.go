@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
@@ -12,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -109,7 +111,7 @@ func (l *Deposits) NextStep(ctx context.Context) (uint256.Int, error) {
 		return uint256.Int{}, err
 	}
 	for _, tx := range sent {
-		if tx.State == chain.Pending && (tx.Call.Kind == chain.Open || tx.Call.Kind == chain.TopUp) {
+		if tx.State == chain.Pending && (tx.Call.Kind == chain.Open || tx.Call.Kind == chain.TopUp) && !l.over(ctx, tx) {
 			return uint256.Int{}, fmt.Errorf("channel %s: a deposit of ours is on its way in transaction %s: %w", l.ID, tx.ID, wallet.ErrNotYet)
 		}
 	}
@@ -153,7 +155,8 @@ func (l *Deposits) SkipUsed(ctx context.Context, step uint256.Int) error {
 }
 
 // Arrived reports whether the chain had the top-up when it was seen. A receipt,
-// which may be one endpoint's word, does not do without the deposit.
+// which may be one endpoint's word, does not do without the deposit; where none is
+// shown, the deposit does with the nonce, which anybody's gift does not use.
 func (l *Deposits) Arrived(ctx context.Context, seen Sight) (bool, error) {
 	var least uint256.Int
 	if least.Add(&l.Row.Before, &l.Row.TopUp.AdditionalDeposit.Int); seen.Deposit.Lt(&least) {
@@ -167,11 +170,19 @@ func (l *Deposits) Arrived(ctx context.Context, seen Sight) (bool, error) {
 		return false, err
 	}
 	for _, tx := range sent {
-		if tx.Hash == *l.Row.TopUp.Hash && tx.State != chain.Pending { // the node that was asked may be behind it
+		switch ours := slices.ContainsFunc(tx.Attempts, func(a chain.Attempt) bool { return a.Signed.Hash() == *l.Row.TopUp.Hash }); {
+		case ours && tx.State == chain.Pending:
+			return l.over(ctx, tx), nil
+		case ours: // the node that was asked may be behind it
 			return tx.Succeeded && seen.Block.Uint64() >= tx.Block, nil
 		}
 	}
 	return false, nil
+}
+
+// over reports whether the nonce of a pending transaction is used: its receipt is not shown, and what it moved is in the channel.
+func (l *Deposits) over(ctx context.Context, tx chain.Tx) bool {
+	return outcome.Used(ctx, l.Wallet.Sender, tx.ID, l.Wallet.Confirmations)
 }
 
 // Sponsor has the provider send a top-up that our coin does not pay for, and those after it: a little coin is as good as none,
