@@ -202,7 +202,7 @@ func TestSuspendedWhileTheDatabaseWasAway(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) {
 		host := hostGPUs(t, 2)
 		host.SuspendCommand, host.ResumeCommand = append(command, "suspend"), append(command[:1:1], "resume")
-		c.Database, c.Takeover, c.Allocator, c.Log = address, time.Second, host, slog.New(slog.DiscardHandler)
+		c.Database, c.Takeover, c.Allocator, c.Log = address, 2*time.Second, host, slog.New(slog.DiscardHandler)
 	})
 	lease := r.open(1, 500_000, "")
 	lease.record()

@@ -3,58 +3,22 @@ package renter_test
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/core/types"
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
-// unindexed is a node that mines what it is sent and does not come to say so of some, as one that indexes anew after a stop.
-type unindexed struct {
-	chain.Backend
-	mu     sync.Mutex
-	hide   bool
-	hidden map[common.Hash]bool
-}
-
-func (u *unindexed) hides(hide bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.hide = hide
-}
-
-func (u *unindexed) SendTransaction(ctx context.Context, tx *types.Transaction) error {
-	u.mu.Lock()
-	if u.hide {
-		u.hidden[tx.Hash()] = true
-	}
-	u.mu.Unlock()
-	return u.Backend.SendTransaction(ctx, tx)
-}
-
-func (u *unindexed) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.hidden[hash] {
-		return nil, errors.New("transaction indexing is in progress")
-	}
-	return u.Backend.TransactionReceipt(ctx, hash)
-}
-
 // The receipts of a rental's approval and top-up do not come: it is sent once, however often it is tried, its wait ends, and the
 // other rentals of the payer top up meanwhile.
 func TestTopUpWithoutReceiptHoldsUpNoOther(t *testing.T) {
 	m := testrig.NewMarket(t)
-	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
+	node := &testrig.Unindexed{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
 	config.Backend = node
 	r := renterrig.Open(t, config)
@@ -76,11 +40,11 @@ func TestTopUpWithoutReceiptHoldsUpNoOther(t *testing.T) {
 	defer cancel()
 
 	sender.Unseen = time.Second
-	node.hides(true)
+	node.Hides(true)
 	if err := topUp(limited, rentals[0], 0); !errors.Is(err, outcome.ErrUnseen) {
 		t.Fatalf("its own wait ended with %v", err)
 	}
-	node.hides(false)
+	node.Hides(false)
 	sender.Unseen = time.Hour
 	again := make(chan error, 1)
 	trying, stop := context.WithCancel(t.Context())

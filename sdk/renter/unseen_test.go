@@ -26,7 +26,7 @@ import (
 func TestLeaveWithoutReceipts(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
-	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
+	node := &testrig.Unindexed{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
 	config.Backend = node
 	r := renterrig.Open(t, config)
@@ -36,7 +36,7 @@ func TestLeaveWithoutReceipts(t *testing.T) {
 	}
 	server.Close()
 	l.Lease().Wallet.Sender.Unseen = 300 * time.Millisecond
-	node.hides(true)
+	node.Hides(true)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	leaving, stop := context.WithCancel(ctx)
@@ -61,8 +61,8 @@ func TestLeaveWithoutReceipts(t *testing.T) {
 // contract has the money.
 func TestOpenWithoutReceipt(t *testing.T) {
 	m := testrig.NewMarket(t)
-	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
-	node.hides(true)
+	node := &testrig.Unindexed{Backend: m.Backend}
+	node.Hides(true)
 	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Backend, c.OpenTimeout = node, 4*time.Second })
 	m.RPC(t, nil, "anvil_setBalance", crypto.PubkeyToAddress(m.Payer.PublicKey), "0x0")
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
@@ -78,7 +78,7 @@ func TestOpenWithoutReceipt(t *testing.T) {
 func TestOwnOpenWithoutReceipt(t *testing.T) {
 	m := testrig.NewMarket(t)
 	r, node := withoutReceipts(t, m)
-	node.hides(true)
+	node.Hides(true)
 	l, err := r.Rent(t.Context(), serveProvider(t, m, nil).URL, renter.Options{Deposit: "1"})
 	if err != nil {
 		t.Fatalf("the escrow has %d, and no lease begins: %v", m.Tokens(t, m.Escrow), err)
@@ -96,7 +96,7 @@ func TestTopUpWithoutReceipt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node.hides(true)
+	node.Hides(true)
 	for _, want := range []uint64{1_500_000, 2_000_000} {
 		l.Lease().Topped = time.Time{} // the pause between two is over
 		if err := l.Lease().TopUp(t.Context()); err != nil {
@@ -118,7 +118,7 @@ func TestTopUpThatAnotherTransactionReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	node.Backend = &usurped{m.Backend, m.Payer, m.Escrow}
-	node.hides(true)
+	node.Hides(true)
 	if err := l.Lease().TopUp(t.Context()); !errors.Is(err, outcome.ErrUnseen) {
 		t.Errorf("the top-up ended with %v", err)
 	}
@@ -145,9 +145,9 @@ func (u *usurped) SendTransaction(ctx context.Context, tx *types.Transaction) er
 }
 
 // withoutReceipts is a renter with a node that can hide the receipts of what it sends.
-func withoutReceipts(t *testing.T, m *testrig.Market) (*renter.Client, *unindexed) {
+func withoutReceipts(t *testing.T, m *testrig.Market) (*renter.Client, *testrig.Unindexed) {
 	t.Helper()
-	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
+	node := &testrig.Unindexed{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
 	config.Backend = node
 	r := renterrig.Open(t, config)

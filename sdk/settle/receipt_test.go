@@ -4,54 +4,18 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/core/types"
-
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
-// unindexed is a node that takes and mines a transaction and does not come to say so, as one that indexes anew after a stop.
-type unindexed struct {
-	chain.Backend
-	mu     sync.Mutex
-	next   bool // the next transaction is one of these
-	hidden map[common.Hash]bool
-}
-
-// unindexed has a till begin anew on such a node.
-func (k *till) unindexed() *unindexed {
-	u := &unindexed{Backend: k.Backend, hidden: make(map[common.Hash]bool)}
+// unindexed has a till begin anew on a node that shows no receipt of some transactions.
+func (k *till) unindexed() *rig.Unindexed {
+	u := &rig.Unindexed{Backend: k.Backend}
 	k.Restart(u)
 	return u
-}
-
-func (u *unindexed) hideNext() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.next = true
-}
-
-func (u *unindexed) SendTransaction(ctx context.Context, tx *types.Transaction) error {
-	u.mu.Lock()
-	if u.next {
-		u.next, u.hidden[tx.Hash()] = false, true
-	}
-	u.mu.Unlock()
-	return u.Backend.SendTransaction(ctx, tx)
-}
-
-func (u *unindexed) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.hidden[hash] {
-		return nil, errors.New("transaction indexing is in progress")
-	}
-	return u.Backend.TransactionReceipt(ctx, hash)
 }
 
 // serves runs everything, and has what closes settled at once, as a Service does.
@@ -110,7 +74,7 @@ func TestPayoutWithoutReceiptHoldsUpNothing(t *testing.T) {
 	k.Accept(a, 100)
 	resume := k.PauseToken(t)
 	_ = k.Settler.Settle(t.Context()) // the token refuses: it is credited
-	node.hideNext()
+	node.HideNext()
 	resume()
 	k.serves()
 	k.Eventually("the payout is on the chain", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
@@ -133,7 +97,7 @@ func TestPayoutEndsByTheContract(t *testing.T) {
 		if err := k.Settler.Settle(t.Context()); err == nil {
 			t.Fatal("the token did not refuse")
 		}
-		node.hideNext()
+		node.HideNext()
 		resume()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		if err := k.Settler.Settle(ctx); err != nil {
@@ -160,7 +124,7 @@ func TestSettlementWithoutReceiptLetsGo(t *testing.T) {
 			a, b := k.Open(1, 1000), k.Open(2, 1000)
 			k.Mine(t, 5)
 			k.Accept(a, 100)
-			node.hideNext()
+			node.HideNext()
 			if restart {
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 				_ = k.Settler.Settle(ctx)
@@ -187,28 +151,16 @@ func TestSettlementWithoutReceiptLetsGo(t *testing.T) {
 	}
 }
 
-// failingReceipts is a node that mines a transaction and answers for its receipt with an error.
-type failingReceipts struct{ *unindexed }
-
-func (f failingReceipts) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.hidden[hash] {
-		return nil, errors.New("pruned history unavailable")
-	}
-	return f.Backend.TransactionReceipt(ctx, hash)
-}
-
 // TestAFailingReceiptHoldsUpNoOther: the receipt of one settlement is answered with an error, and the channel of another payer, who
 // wants to leave, is settled in time; a call of Settle that is not in time names the receipt, for the channel that it is about.
 func TestAFailingReceiptHoldsUpNoOther(t *testing.T) {
 	k := newTill(t)
 	node := k.unindexed()
-	k.Restart(failingReceipts{node})
+	node.Says = errors.New("pruned history unavailable")
 	a, b := k.Open(1, 1000), k.Open(2, 1000)
 	k.Mine(t, 5)
 	k.Accept(a, 100)
-	node.hideNext()
+	node.HideNext()
 	k.serves()
 	k.Sender.Unseen = time.Hour
 	k.Settler.Urgent(a.ID())

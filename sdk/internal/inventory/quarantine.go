@@ -127,8 +127,9 @@ func (q *Quarantine) fails(uuid string) {
 }
 
 // serves hears of time in which a device was served. What nobody billed adds up over leases and requests: many that are shorter than
-// limit would else each be served for nothing. What is billed pays it off bit by bit, and at once where the device has rested for it,
-// or a device that flickers would be served for next to nothing. One interval alone, however long, is no more than half of limit: a host may stand still once.
+// limit would else each be served for nothing. What is billed pays it off bit by bit, and at once where the device has rested for it, or
+// a device that flickers would be served for next to nothing. One interval alone, however long, is no more than half of limit: a host may
+// stand still once.
 func (q *Quarantine) serves(uuid string, in metering.Interval, limit time.Duration) {
 	unbilled := in.Class == metering.Down || in.Class == metering.Gap && in.Reason != metering.ReasonRestart
 	if !unbilled && in.Class != metering.Allocated {

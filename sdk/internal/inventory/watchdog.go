@@ -62,9 +62,9 @@ func (w *Watchdog) Saw(r metering.Reading, in metering.Interval, clock metering.
 // repaid is how many seconds that are billed make good one that was not: a device that is well but for moments goes on.
 const repaid = 4
 
-// owes counts what was served and not billed before two readings that bill, and reports whether that is too much: more than twice Limit. What is billed pays it off bit by bit, so that a device that flickers is not served
-// for next to nothing for as long as no flicker takes Limit. No stretch counts for more than Limit: a host may stand still once. The
-// caller holds mu.
+// owes counts what was served and not billed before two readings that bill, and reports whether that is too much: more than twice Limit.
+// What is billed pays it off bit by bit, so that a device that flickers is not served for next to nothing for as long as no flicker takes
+// Limit. No stretch counts for more than Limit: a host may stand still once. The caller holds mu.
 func (w *Watchdog) owes(end, billed int64) bool {
 	if w.covered > 0 {
 		missed := min(max(end-billed-w.covered, 0), int64(w.Limit))

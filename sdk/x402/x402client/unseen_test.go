@@ -2,13 +2,8 @@ package x402client
 
 import (
 	"context"
-	"errors"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/ethereum/go-ethereum/common"
-	"github.com/ethereum/go-ethereum/core/types"
 
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -16,43 +11,11 @@ import (
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
-// unindexed is a node that mines what it is sent and shows the receipt of none that it was sent while it hides them.
-type unindexed struct {
-	chain.Backend
-	mu     sync.Mutex
-	hide   bool
-	hidden map[common.Hash]bool
-}
-
-func (u *unindexed) hides(hide bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.hide = hide
-}
-
-func (u *unindexed) SendTransaction(ctx context.Context, tx *types.Transaction) error {
-	u.mu.Lock()
-	if u.hide {
-		u.hidden[tx.Hash()] = true
-	}
-	u.mu.Unlock()
-	return u.Backend.SendTransaction(ctx, tx)
-}
-
-func (u *unindexed) TransactionReceipt(ctx context.Context, hash common.Hash) (*types.Receipt, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.hidden[hash] {
-		return nil, errors.New("transaction indexing is in progress")
-	}
-	return u.Backend.TransactionReceipt(ctx, hash)
-}
-
 // TestX402LeaveWithoutReceipts shows that a renter gets back what is in its channel where its node shows the receipt neither of the
 // request to withdraw nor of the withdrawal.
 func TestX402LeaveWithoutReceipts(t *testing.T) {
 	r := newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute })
-	node := &unindexed{Backend: r.Backend, hidden: make(map[common.Hash]bool)}
+	node := &testrig.Unindexed{Backend: r.Backend}
 	n := newTenant(t, r)
 	n.change = func(c *wallet.Config) { c.Backend = node }
 	n.open()
@@ -63,7 +26,7 @@ func TestX402LeaveWithoutReceipts(t *testing.T) {
 	n.Stop()
 	n.RPC(t, nil, "anvil_setBalance", n.key.Address(), "0xde0b6b3a7640000")
 	n.x.w.Sender.Unseen = 300 * time.Millisecond
-	node.hides(true)
+	node.Hides(true)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	id, done := n.only().ID, make(chan error, 1)
@@ -83,8 +46,8 @@ func TestX402LeaveWithoutReceipts(t *testing.T) {
 // TestX402DepositWithoutReceipt shows that a tick is paid by a deposit that the provider sent and whose receipt its node does not show.
 func TestX402DepositWithoutReceipt(t *testing.T) {
 	m := testrig.NewX402Market(t)
-	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
-	node.hides(true)
+	node := &testrig.Unindexed{Backend: m.Backend}
+	node.Hides(true)
 	n := newTenant(t, payRigOn(t, m, func(c *sdk.ProviderConfig) { c.RPC, c.Backend, c.OpenTimeout = "", node, 4*time.Second }))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -97,10 +60,10 @@ func TestX402DepositWithoutReceipt(t *testing.T) {
 // receipt.
 func TestX402RefundWithoutReceipt(t *testing.T) {
 	m := testrig.NewX402Market(t)
-	node := &unindexed{Backend: m.Backend, hidden: make(map[common.Hash]bool)}
+	node := &testrig.Unindexed{Backend: m.Backend}
 	n := newTenant(t, payRigOn(t, m, func(c *sdk.ProviderConfig) { c.RPC, c.Backend, c.OpenTimeout = "", node, 3*time.Second }))
 	n.tick()
-	node.hides(true)
+	node.Hides(true)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	_, err := n.x.Refund(ctx, n.Server.URL+"/tick", "0.001")
 	cancel()
