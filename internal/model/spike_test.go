@@ -17,6 +17,7 @@ func (x *spiking) Spike(t *rapid.T) {
 	calm := w.chain.BaseFee
 	w.chain.BaseFee = big.NewInt(rapid.Int64Range(150, 400).Draw(t, "gwei") * params.GWei)
 	w.chain.Bound = big.NewInt(rapid.Int64Range(40_000_000, 120_000_000).Draw(t, "gwei of a transaction") * params.GWei)
+	w.spiking = true
 	for range rapid.IntRange(1, 4).Draw(t, "minutes") {
 		_, err := w.chain.Mine()
 		w.must(err)
@@ -24,7 +25,7 @@ func (x *spiking) Spike(t *rapid.T) {
 		w.till.work()
 	}
 	w.seen["refused in a spike"] += w.chain.Unpaid
-	w.chain.BaseFee, w.chain.Unpaid = calm, 0
+	w.chain.BaseFee, w.chain.Unpaid, w.spiking = calm, 0, false
 	_, err := w.chain.Mine()
 	w.must(err)
 	w.pass(0)

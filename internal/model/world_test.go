@@ -39,14 +39,15 @@ var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 // A world is a chain with our contracts and everybody on it.
 type world struct {
 	*rapid.T
-	ctx    context.Context
-	chain  *memchain.Chain
-	dir    string // of the databases
-	wall   time.Time
-	looks  atomic.Int64 // at the clock since something began
-	moved  atomic.Int64 // microseconds that the looks have moved it
-	escrow common.Address
-	token  *chain.Token
+	ctx     context.Context
+	chain   *memchain.Chain
+	dir     string // of the databases
+	wall    time.Time
+	looks   atomic.Int64 // at the clock since something began
+	moved   atomic.Int64 // microseconds that the looks have moved it
+	spiking bool         // fees are beyond what the node lets a transaction pay
+	escrow  common.Address
+	token   *chain.Token
 
 	separator common.Hash // of the token
 	stranger  *ecdsa.PrivateKey
@@ -171,7 +172,9 @@ func (w *world) send(from *ecdsa.PrivateKey, call chain.Call) error {
 }
 
 // sick says that the chain or the node does not do what is asked of it at the moment.
-func (w *world) sick() bool { return w.chain.Halted || w.chain.Indexing || w.chain.Unpaid > 0 }
+func (w *world) sick() bool {
+	return w.chain.Halted || w.chain.Indexing || w.chain.Unpaid > 0 || w.spiking
+}
 
 // Programs that wait for a chain that does not answer are let look at it so often, and at most so long.
 const (
