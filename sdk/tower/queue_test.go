@@ -117,6 +117,28 @@ func TestTowerSpendsItsCoinOnTheLargest(t *testing.T) {
 	}
 }
 
+// withdrawsWithBudget has the payer of a channel leave while the tower has a voucher of it and no budget to settle that: it is refused the
+// withdrawal until there is one.
+func (l *lookout) withdrawsWithBudget(terms channel.Terms) {
+	l.T.Helper()
+	if status, answer := l.post("/close-requests", l.request(l.Payer, terms, 0, 1<<40)); status != http.StatusOK {
+		l.T.Fatalf("%d %s", status, answer)
+	}
+	l.AdvanceTime(l.T, chaintest.Grace)
+	for range 3 {
+		if status, answer := l.post("/withdrawals", wire.NewTerms(terms)); status != http.StatusTooManyRequests {
+			l.T.Errorf("%d %s", status, answer)
+		}
+	}
+	if l.view(terms).Finalized {
+		l.T.Fatal("the voucher was made worthless")
+	}
+	l.stop()
+	l.config.SettleGas = tower.GasBudget{}
+	l.up()
+	l.Eventually("it is withdrawn", func() bool { return l.view(terms).Finalized })
+}
+
 // A withdrawal would make a voucher worthless that the tower holds and has no budget to settle: it waits for the budget,
 // and then comes after the settlement.
 func TestTowerDestroysNoVoucherByAWithdrawal(t *testing.T) {
@@ -127,22 +149,7 @@ func TestTowerDestroysNoVoucherByAWithdrawal(t *testing.T) {
 	l.AdvanceTime(t, 2*time.Second)
 	l.Eventually("the budget is used up", func() bool { return tilltest.Is(l.view(first).Settled, 400) })
 	l.voucher(l.sign(l.Payer, second, 600))
-	if status, answer := l.post("/close-requests", l.request(l.Payer, second, 0, 1<<40)); status != http.StatusOK {
-		t.Fatalf("%d %s", status, answer)
-	}
-	l.AdvanceTime(t, chaintest.Grace)
-	for range 3 {
-		if status, answer := l.post("/withdrawals", wire.NewTerms(second)); status != http.StatusTooManyRequests {
-			t.Errorf("%d %s", status, answer)
-		}
-	}
-	if l.view(second).Finalized {
-		t.Fatal("the voucher was made worthless")
-	}
-	l.stop()
-	l.config.SettleGas = tower.GasBudget{}
-	l.up()
-	l.Eventually("it is withdrawn", func() bool { return l.view(second).Finalized })
+	l.withdrawsWithBudget(second)
 	l.paidOut(1000, 600) // what is left of the first stays: nobody asked the tower for it
 }
 
@@ -164,22 +171,7 @@ func TestTowerDestroysNoVoucherBesideABlockedPayee(t *testing.T) {
 		return tilltest.Is(l.view(first).Settled, 400) && tilltest.Is(l.view(bad).Settled, 100)
 	})
 	l.voucher(l.sign(l.Payer, second, 600))
-	if status, answer := l.post("/close-requests", l.request(l.Payer, second, 0, 1<<40)); status != http.StatusOK {
-		t.Fatalf("%d %s", status, answer)
-	}
-	l.AdvanceTime(t, chaintest.Grace)
-	for range 3 {
-		if status, answer := l.post("/withdrawals", wire.NewTerms(second)); status != http.StatusTooManyRequests {
-			t.Errorf("%d %s", status, answer)
-		}
-	}
-	if l.view(second).Finalized {
-		t.Fatal("the voucher was made worthless")
-	}
-	l.stop()
-	l.config.SettleGas = tower.GasBudget{}
-	l.up()
-	l.Eventually("it is withdrawn", func() bool { return l.view(second).Finalized })
+	l.withdrawsWithBudget(second)
 	if v := l.view(second); !tilltest.Is(v.Settled, 600) {
 		t.Errorf("settled %s, want 600", v.Settled.Dec())
 	}
