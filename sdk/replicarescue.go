@@ -18,12 +18,11 @@ import (
 // take up.
 const hopeless = 30 * time.Second
 
-// sweep resolves what nobody runs: leases of gateways that died, those that are ours in the table and do not run here (the
-// database failed us when they began or ended, or its clock was set), and devices of leases that ended without them, or that a database
-// which was restored has forgotten.
+// sweep resolves what nobody runs: leases of gateways that died, those of ours that do not run here (the database failed us when they began
+// or ended, or its clock was set), and devices of leases that ended without them, or that a restored database has forgotten.
 func (r *replicas) sweep(ctx context.Context) error {
-	forgotten := r.p.leases.TakeBackForgotten(ctx)
 	rows, err := r.p.store.Leases.Orphans(ctx, r.identity(), time.Now().Add(-2*r.p.config.CallTimeout))
+	r.reclaim.Do(func() { err = errors.Join(err, r.p.leases.TakeBackForgotten(ctx)) }) // what cannot be taken back is said each time
 	for _, row := range rows {
 		if row.State == wire.StateEnded && row.AtNode() {
 			continue // remote.Nodes.Collect asks for it
@@ -32,7 +31,7 @@ func (r *replicas) sweep(ctx context.Context) error {
 			err = errors.Join(err, failed)
 		}
 	}
-	return errors.Join(forgotten, err)
+	return err
 }
 
 // resolve is the lessor's, by one gateway at a time, which owns the lease meanwhile. What is done in its name is cut off when others

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -39,12 +40,12 @@ type replicas struct {
 	depose  context.CancelFunc
 	mirrors map[common.Hash]*seen // by lease
 	refused map[string]time.Time  // leases that could not be taken up here, and until when not to try again
-
-	heads cluster.Heads
+	heads   cluster.Heads
+	reclaim rate.Sometimes // see sweep
 }
 
 func newReplicas(p *Provider) *replicas {
-	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: leasestore.NewName()}
+	r := &replicas{p: p, ttl: p.config.Takeover, mirrors: make(map[common.Hash]*seen), refused: make(map[string]time.Time), id: leasestore.NewName(), reclaim: rate.Sometimes{First: 1, Interval: hopeless}}
 	r.heads = cluster.Heads{Members: r.members(), Name: r.identity, Within: r.ttl, Endpoint: p.escrow.Backend(), Standstill: cluster.Standstill{After: settle.Blindness}}
 	r.tenure, r.depose = context.WithCancel(context.Background())
 	return r
