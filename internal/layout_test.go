@@ -76,6 +76,9 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
 	{"sdk/internal/reserve", "channel/store sdk/gpu sdk/internal/cluster"},
 	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
+	{"sdk/internal/sessionscheme", "channel channel/store internal/eip712 internal/fault internal/u256 metering sdk/chain sdk/internal/admit " +
+		"sdk/internal/highwater sdk/internal/keyed sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/reserve sdk/internal/scheme " +
+		"sdk/internal/serve sdk/wire"},
 	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/leasestore sdk/internal/outcome sdk/internal/serve sdk/wire sdk/x402"},
 	{"sdk/internal/x402scheme", "channel internal/u256 metering sdk/chain sdk/gpu sdk/internal/admit sdk/internal/cors sdk/internal/inventory sdk/internal/keyed " +
 		"sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/payercredit sdk/internal/placement sdk/internal/reserve sdk/internal/scheme " +
@@ -159,8 +162,7 @@ const mostMethods = 40
 
 // large are the types of before that have more, each with how many it has. No number grows, and none is added.
 var large = map[string]int{
-	"sdk.Provider": 78,
-	"sdk.session":  57,
+	"sdk.Provider": 72,
 }
 
 // TestTypesAreSmall: no type has more than mostMethods methods of its own, generated ones apart.
@@ -183,7 +185,7 @@ const mostLines = 2600
 // one package: each part of them is of no use alone.
 var long = map[string]int{
 	"metering":  3951,
-	"sdk":       5403,
+	"sdk":       3591,
 	"sdk/chain": 7426,
 }
 

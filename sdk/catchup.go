@@ -9,6 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -83,6 +84,23 @@ func chargeUnseen(ctx context.Context, p *Provider, s channel.State) error {
 		return err
 	}
 	return p.muteLease(ctx, s.ID, row)
+}
+
+// muteLease ends a lease, wherever it runs, without another signature.
+func (p *Provider) muteLease(ctx context.Context, channelID common.Hash, row leasestore.Row) error {
+	if l := p.running(channelID); l != nil && l.ID.Hex() == row.ID {
+		l.Abort()
+		select {
+		case <-l.Done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if p.replicas == nil || row.State == wire.StateEnded {
+		return nil
+	}
+	return p.replicas.end(ctx, common.HexToHash(row.ID), leasestore.ErrRolledBack.Error())
 }
 
 func warnBehind(p *Provider, s channel.State) {

@@ -166,7 +166,7 @@ func newGateways(t *testing.T, call func(*rig) chain.Call) *gateways {
 func closers(t *testing.T) (g *gateways, lease, there *tab, closing, again, late *wire.Credential) {
 	t.Helper()
 	g = newGateways(t, func(r *rig) chain.Call {
-		return r.provider.session.escrow.CloseCall(r.terms(r.payer.Address(), 1), uint256.Int{}, nil)
+		return r.provider.session.Escrow.CloseCall(r.terms(r.payer.Address(), 1), uint256.Int{}, nil)
 	})
 	lease = g.a.open(1, 100_000, "")
 	closing, _ = lease.leaving()
@@ -316,7 +316,7 @@ func TestOpenBesideAnOpen(t *testing.T) {
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateways(t, func(r *rig) chain.Call {
-				return r.provider.session.escrow.OpenAuthorizedCall(r.terms(r.payer.Address(), 1), chain.Authorization{})
+				return r.provider.session.Escrow.OpenAuthorizedCall(r.terms(r.payer.Address(), 1), chain.Authorization{})
 			})
 			terms := g.a.terms(g.a.payer.Address(), 1)
 			opening := g.a.openCredential(g.a.payer, terms, 100_000, 0)
@@ -355,7 +355,7 @@ func TestCloseKeepsNothingOpenBesideAnother(t *testing.T) {
 	closed := answered(func() *http.Response { return r.do("POST", "", closing) })
 	lease.closeSent()
 	failed := errors.New("failed")
-	if err := r.provider.session.keepOpen(t.Context(), lease.terms.ID(), nil, failed); !errors.Is(err, failed) {
+	if err := r.provider.session.Closing.KeepOpen(t.Context(), lease.terms.ID(), nil, failed); !errors.Is(err, failed) {
 		t.Errorf("the reason is lost: %v", err)
 	}
 	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Status != channel.Closing {

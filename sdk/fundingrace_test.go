@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
+	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -113,13 +114,13 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	r := newPayRig(t)
 	other := r.buyer("/tick")
 	p := r.provider
-	open := func(method string, gpus int, id byte) (*request, error) {
+	open := func(method string, gpus int, id byte) (*sessionscheme.Request, error) {
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://x/lease", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		q := &request{Request: req, gpus: gpus, offer: p.Offer()}
-		return q, p.session.reserveFor(q, [32]byte{id})
+		q := &sessionscheme.Request{Request: req, GPUs: gpus, Offer: p.Offer()}
+		return q, p.session.Deposits.ReserveFor(q, [32]byte{id})
 	}
 	first, err := open("GET", 2, 1)
 	if err != nil {
@@ -131,7 +132,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if again, err := open("GET", 2, 1); err != nil {
 		t.Errorf("the same channel again: %v", err)
 	} else {
-		again.seat.Release()
+		again.Seat.Release()
 	}
 	if _, err := open("POST", 1, 3); err != nil {
 		t.Errorf("an open without a lease needs no GPU: %v", err)
@@ -142,12 +143,12 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {
 		t.Errorf("x402: %s", refused.Status)
 	}
-	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
+	if err := p.session.Admission.CanServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
 		t.Errorf("a lease on a channel that holds money: %v", err)
 	}
-	first.seat.Release()
-	first.seat.Release()
-	if err := p.session.canServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
+	first.Seat.Release()
+	first.Seat.Release()
+	if err := p.session.Admission.CanServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
 		t.Error(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -76,7 +77,7 @@ func TestSignedCloseStandsUntilItsDeadline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	call, err := r.provider.session.closeCall(t.Context(), s.Terms, s.Accepted, s.Signature)
+	call, err := r.provider.session.Closing.Call(t.Context(), s.Terms, s.Accepted, s.Signature)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,10 +92,10 @@ func TestSignedCloseStandsUntilItsDeadline(t *testing.T) {
 	lease.beginsNot(paid, http.StatusGone, "signed")
 	deadline, ok := chain.CloseDeadline(call)
 	now, err := r.provider.escrow.Now(t.Context())
-	if left := time.Unix(int64(deadline), 0).Sub(now); !ok || err != nil || left < closeDeadline-time.Minute || left > closeDeadline {
+	if left := time.Unix(int64(deadline), 0).Sub(now); !ok || err != nil || left < sessionscheme.CloseDeadline-time.Minute || left > sessionscheme.CloseDeadline {
 		t.Fatalf("the close is good for %s, %v, %v", left, ok, err)
 	}
-	r.anvil.RPC(t, nil, "evm_increaseTime", int64(closeDeadline/time.Second)+60)
+	r.anvil.RPC(t, nil, "evm_increaseTime", int64(sessionscheme.CloseDeadline/time.Second)+60)
 	r.anvil.Mine(t, 1)
 	lease.attach(lease.begins(paid))
 }
@@ -132,7 +133,7 @@ func TestNothingBeginsBesideWhatTheOutboxForgot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.anvil.Automine(t, false)
-	if _, err := r.provider.session.sendClose(t.Context(), s.ID, nil); err != nil {
+	if _, err := r.provider.session.Closing.Send(t.Context(), s.ID, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.shut()
@@ -167,7 +168,7 @@ func TestNothingBeginsBesideWhatNoNodeShows(t *testing.T) {
 			}
 			r.start()
 			r.anvil.Automine(t, false)
-			if _, err := r.provider.session.sendClose(t.Context(), lease.terms.ID(), nil); err != nil {
+			if _, err := r.provider.session.Closing.Send(t.Context(), lease.terms.ID(), nil); err != nil {
 				t.Fatal(err)
 			}
 			sent, err := r.provider.sender.Find(t.Context(), lease.terms.ID(), chain.Close)

@@ -2,10 +2,6 @@ package sdk
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -114,20 +110,4 @@ func (p *Provider) restore(ctx context.Context) error {
 	}
 	p.leases.TakeBackHeld()
 	return nil
-}
-
-func randomHash() (h common.Hash) {
-	_, _ = rand.Read(h[:]) // crypto/rand.Read never fails: it ends the program instead
-	return h
-}
-
-// hashSecret is how a lease secret is kept: whoever reads the database cannot
-// attach to a lease with it.
-func hashSecret(secret string) string {
-	sum := sha256.Sum256([]byte(secret))
-	return hex.EncodeToString(sum[:])
-}
-
-func sameSecret(secret, hash string) bool {
-	return secret != "" && subtle.ConstantTimeCompare([]byte(hashSecret(secret)), []byte(hash)) == 1
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -66,7 +67,7 @@ type Provider struct {
 	replicas   *replicas                      // nil where nobody shares the database
 	schemes    []scheme.Scheme                // the first takes what no other does
 	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
-	session    *session
+	session    *sessionscheme.Scheme
 	x402       *x402scheme.Scheme // nil where x402 is not offered
 	named      x402scheme.Named
 	nodes      *remote.Nodes // nil where this gateway meters

@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -225,6 +226,11 @@ func (r *rig) openCredential(key *channel.Key, terms channel.Terms, deposit, fir
 	cumulative := wireAmount(first)
 	cred.Payload.CumulativeAmount = &cumulative
 	return cred
+}
+
+func randomHash() (h common.Hash) {
+	_, _ = rand.Read(h[:])
+	return h
 }
 
 func wireAmount(n uint64) wire.Amount { return wire.NewAmount(*uint256.NewInt(n)) }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -126,11 +127,11 @@ func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
 				}
 			})
 			p := r.provider
-			var all []*request
+			var all []*sessionscheme.Request
 			for i := range 2 {
 				s := r.funded(byte(i))
 				q := r.wants(s, 1)
-				if err := p.session.reserveFor(q, s.ID); err != nil {
+				if err := p.session.Deposits.ReserveFor(q, s.ID); err != nil {
 					t.Fatal(err)
 				}
 				all = append(all, q)
@@ -138,8 +139,8 @@ func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
 			errs := make(chan error, 2)
 			for _, q := range all {
 				go func() {
-					_, _, err := p.session.start(q, r.state(q))
-					q.seat.Release()
+					_, _, err := p.session.Leasing.Start(q, r.state(q))
+					q.Seat.Release()
 					errs <- err
 				}()
 				select {
@@ -172,10 +173,10 @@ func TestLeaseWithoutADepositIsReserved(t *testing.T) {
 	q := r.wants(s, 1)
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		if _, _, err := r.provider.session.start(q, s); err != nil {
+		if _, _, err := r.provider.session.Leasing.Start(q, s); err != nil {
 			t.Error(err)
 		}
-		q.seat.Release()
+		q.Seat.Release()
 	})
 	<-began
 	payer := r.fund(t, 1_000_000)
@@ -233,19 +234,19 @@ func (r *rig) funded(salt byte) channel.State {
 }
 
 // wants is a channel's request for a lease.
-func (r *rig) wants(s channel.State, gpus int) *request {
+func (r *rig) wants(s channel.State, gpus int) *sessionscheme.Request {
 	r.Helper()
 	req, err := http.NewRequestWithContext(r.Context(), "GET", "http://x/lease", nil)
 	if err != nil {
 		r.Fatal(err)
 	}
-	q := &request{Request: req, gpus: gpus, offer: r.provider.Offer()}
-	q.cred.Payload.ChannelID = s.ID
+	q := &sessionscheme.Request{Request: req, GPUs: gpus, Offer: r.provider.Offer()}
+	q.Cred.Payload.ChannelID = s.ID
 	return q
 }
 
-func (r *rig) state(q *request) channel.State {
-	s, err := r.provider.payee.State(r.Context(), q.cred.Payload.ChannelID)
+func (r *rig) state(q *sessionscheme.Request) channel.State {
+	s, err := r.provider.payee.State(r.Context(), q.Cred.Payload.ChannelID)
 	if err != nil {
 		r.Error(err)
 	}

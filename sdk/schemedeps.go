@@ -11,8 +11,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
 )
 
-// schemeDeps is what a scheme needs of the provider that it is mounted on: nothing else of it is reached from there. What a scheme of
-// another package needs is taken from here: see newX402.
+// schemeDeps is what every scheme needs of the provider that it is mounted on: newSession and newX402 give each what it takes of it.
 type schemeDeps struct {
 	config      ProviderConfig
 	minDeposit  uint256.Int // base units

@@ -15,7 +15,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // servePaid hands a request for a paid resource to the scheme that it is paid by.
@@ -78,7 +80,11 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.pool, Log: p.config.Log,
 			TTL: func() time.Duration { return p.config.OpenTimeout + p.leases.Deps.Timing.Begins() }}
 	}
-	p.session = &session{schemeDeps: deps, escrow: p.escrow, payee: p.payee, gasless: p.gasless, shownTo: p}
+	minter, err := p.challenges(ctx)
+	if err != nil {
+		return err
+	}
+	p.session = newSession(p, deps, minter)
 	p.schemes = []scheme.Scheme{p.session}
 	if p.batch != nil {
 		if p.x402, err = newX402(ctx, p, deps, p.x402Config()); err != nil {
@@ -86,8 +92,20 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 		}
 		p.schemes = append(p.schemes, p.x402)
 	}
-	p.session.minter, err = p.challenges(ctx)
-	return err
+	return nil
+}
+
+// newSession takes payments by vouchers on the escrow's channels.
+func newSession(p *Provider, deps schemeDeps, minter *wire.Minter) *sessionscheme.Scheme {
+	c := deps.config
+	return sessionscheme.New(sessionscheme.Deps{
+		Key: c.Key, PastKeys: c.PastKeys, Meter: c.MeterKey.Address(), Gasless: p.gasless,
+		Credit: c.Credit, Tick: c.Tick, RecordEvery: c.RecordEvery, OpenTimeout: c.OpenTimeout, Poll: c.Poll,
+		Confirmations: c.Confirmations, MinTransfer: deps.minTransfer,
+		DB: deps.db, Store: deps.store, Escrow: p.escrow, Payee: p.payee, Sender: deps.sender, Limiter: deps.limiter, Sponsor: deps.sponsor,
+		Marks: p.leases.Deps.Marks, Metrics: deps.metrics, OpenStreams: deps.metrics.streams, Starts: deps.starts, Log: c.Log,
+		Leases: deps.leases, GPUs: deps.gpus, Debts: deps.debts, Outbox: deps.outbox, Front: deps.front, Mute: p.muteLease,
+	}, minter)
 }
 
 // prepaid has a new lease run on what its channel's requests reserve, if its

@@ -65,9 +65,9 @@ var targets = []target{
 		{"leasestore", "sdk/internal/leasestore", []string{"*.go"}},
 		{"x402server", "sdk/internal/x402server", []string{"*.go"}},
 		{"x402scheme", "sdk/internal/x402scheme", []string{"*.go"}},
+		{"sessionscheme", "sdk/internal/sessionscheme", []string{"*.go"}},
 		{"lease", "sdk/internal/lease", []string{"*.go"}},
-		{"provider", "sdk", []string{"funding*.go", "front.go", "outbox.go", "payercredit.go", "payments.go", "recall.go", "retention.go", "rollback.go",
-			"session*.go", "settlement.go", "stream.go"}},
+		{"provider", "sdk", []string{"front.go", "outbox.go", "payercredit.go", "retention.go", "settlement.go"}},
 	}},
 }
 

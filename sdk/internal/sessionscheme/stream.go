@@ -1,4 +1,4 @@
-package sdk
+package sessionscheme
 
 import (
 	"context"
@@ -6,6 +6,9 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
@@ -13,9 +16,73 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// streams show leases to their renters.
+type streams struct {
+	core
+	vouchers *vouchers
+	leasing  *Leasing
+}
+
 // keepAlive is how often an idle stream carries a comment, so that proxies do
 // not cut it and a renter notices a dead provider.
 const keepAlive = 15 * time.Second
+
+// attach joins the channel's running lease, or begins one, and streams it.
+func (d *streams) attach(w http.ResponseWriter, r *Request, s channel.State) error {
+	l, secret, err := d.leasing.join(r, s)
+	if err != nil {
+		return err
+	}
+	defer d.Leases.Detach(l)
+	st := &stream{outlet: newServerSent(w), lease: l, receipt: func(v lease.View) wire.Receipt { return d.receipt(r, l, v) }}
+	if wantsDuplex(w, r.Request) {
+		st.paid = d.duplex(w, r, s.ID)
+		st.outlet = st.paid
+		defer func() { st.paid.close(err) }()
+	} else {
+		defer serve.Hurry(w)
+	}
+	if st.number, err = d.Leases.NextStream(r.Context(), l); err != nil {
+		return err
+	}
+	d.OpenStreams.Inc()
+	defer d.OpenStreams.Dec()
+	v, _ := l.Status.Snapshot()
+	if err := d.receipt(r, l, v).Set(w.Header()); err != nil {
+		return err
+	}
+	err = st.serve(r.Context(), wire.Lease{
+		LeaseID: l.ID, ChannelID: s.ID, Secret: secret, OfferHash: l.Offer.Hash, Devices: l.Allocation.Devices,
+		OwedBefore: wire.NewAmount(l.OwedBefore), State: string(v.State), Access: l.Allocation.Access, Voucher: heldVoucher(s), Binding: l.Binding,
+	}, lastEventID(r.Request))
+	if err != nil {
+		d.Log.Debug("stream ended; the lease goes on", "lease", l.ID, "error", err)
+	}
+	return nil // the answer has begun: it cannot become a problem document
+}
+
+// duplex makes the outlet for a renter that asked for one.
+func (d *streams) duplex(w http.ResponseWriter, r *Request, channelID common.Hash) *duplex {
+	return &duplex{
+		w: w, r: r.Request, channelID: channelID, timeout: serve.WriteTimeout,
+		pay: func(ctx context.Context, sent []channel.Voucher) (channel.Receipt, error) {
+			return d.vouchers.take(ctx, d.Payee, sent)
+		},
+		refused: func(err error) *wire.Problem {
+			problem := d.Front.Problem(err)
+			d.Metrics.Refused(problem)
+			return problem
+		},
+		some: make(chan struct{}, 1), room: make(chan struct{}, 1),
+	}
+}
+
+// receipt states what of a lease was used, and vouchered.
+func (d *streams) receipt(r *Request, l *lease.Lease, v lease.View) wire.Receipt {
+	receipt := wire.NewReceipt(time.Now(), r.Cred.Challenge.ID, d.Escrow.ChainID(), l.Terms.ID(), wire.NewAmount(v.Accepted), wire.NewAmount(v.Owed))
+	receipt.Units = strconv.FormatUint(v.Nanos, 10)
+	return receipt
+}
 
 // outlet is how a stream reaches its renter.
 type outlet interface {

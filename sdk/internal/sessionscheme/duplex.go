@@ -1,4 +1,4 @@
-package sdk
+package sessionscheme
 
 import (
 	"bytes"
@@ -14,7 +14,6 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -61,22 +60,6 @@ func wantsDuplex(w http.ResponseWriter, r *http.Request) bool {
 			return false
 		}
 		w = inner.Unwrap()
-	}
-}
-
-// duplex makes the outlet for a renter that asked for one.
-func (d *session) duplex(w http.ResponseWriter, r *request, channelID common.Hash) *duplex {
-	return &duplex{
-		w: w, r: r.Request, channelID: channelID, timeout: serve.WriteTimeout,
-		pay: func(ctx context.Context, sent []channel.Voucher) (channel.Receipt, error) {
-			return d.take(ctx, d.payee, sent)
-		},
-		refused: func(err error) *wire.Problem {
-			problem := d.front.Problem(err)
-			d.metrics.Refused(problem)
-			return problem
-		},
-		some: make(chan struct{}, 1), room: make(chan struct{}, 1),
 	}
 }
 
