@@ -54,6 +54,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/pace", ""},
 	{"sdk/internal/refusal", ""},
 	{"sdk/internal/secretpath", "internal/redact"},
+	{"sdk/internal/upstream", "internal/redact sdk/internal/pace sdk/internal/reach sdk/internal/serve"},
 	{"sdk/internal/rows", "channel internal/eip712"},
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach " +
 		"sdk/internal/pace sdk/internal/refusal sdk/internal/rows sdk/internal/secretpath"},

@@ -1,0 +1,214 @@
+package upstream
+
+import (
+	"bytes"
+	"encoding/json"
+	"mime"
+	"strings"
+)
+
+// maxEvent bounds what is kept of one event, in bytes. One that is longer is no error's, unless it begins as one.
+const maxEvent = 64 << 10
+
+// judge reads an answer as it passes, for what the upstream says of it by its structure: an error, and the end. What a model
+// writes is within strings of JSON and is not looked at.
+type judge struct {
+	line  []byte // of the line that is being read
+	long  bool   // whether the event is longer than what is kept
+	cr    bool   // whether the byte before was a carriage return, which ends a line by itself
+	name  string // of the event
+	data  []byte // of the event
+	begun bool   // whether the event has data
+
+	split func(*judge) // what to do at the end of a line; nil where the answer is one document
+
+	failed bool // an error was reported
+	opened bool // it is a stream of a kind that has an end
+	ended  bool // an answer in it has ended
+	last   bool // nothing comes after
+	blind  bool // an event could not be read: it may have been the end
+}
+
+// newJudge is nil for an answer that is not judged.
+func newJudge(contentType string) *judge {
+	kind, _, _ := mime.ParseMediaType(contentType)
+	switch kind {
+	case "text/event-stream":
+		return &judge{split: (*judge).field}
+	case "application/x-ndjson":
+		return &judge{split: (*judge).document}
+	case "application/json":
+		return &judge{}
+	}
+	return nil
+}
+
+// read takes the next piece.
+func (j *judge) read(p []byte) {
+	if j.split == nil {
+		j.keep(p)
+		return
+	}
+	for len(p) > 0 {
+		if j.cr && p[0] == '\n' {
+			p = p[1:]
+		}
+		j.cr = false
+		end := bytes.IndexAny(p, "\r\n")
+		if end < 0 {
+			j.keep(p)
+			return
+		}
+		j.keep(p[:end])
+		j.cr = p[end] == '\r'
+		p = p[end+1:]
+		j.split(j)
+		j.line = j.line[:0]
+	}
+}
+
+// close is the end of the answer.
+func (j *judge) close() {
+	if j.split == nil || len(j.line) == 0 {
+		j.document()
+	} else {
+		j.split(j)
+	}
+	j.line = j.line[:0]
+	j.dispatch()
+}
+
+// unfinished says whether a stream that is over has no end.
+func (j *judge) unfinished() bool {
+	return j.split != nil && j.opened && !j.ended && !j.last && !j.blind
+}
+
+func (j *judge) keep(p []byte) {
+	if len(j.line)+len(p) > maxEvent {
+		p, j.long = p[:maxEvent-len(j.line)], true
+	}
+	j.line = append(j.line, p...)
+}
+
+// field is a line of an event stream.
+func (j *judge) field() {
+	if len(j.line) == 0 {
+		j.dispatch()
+		return
+	}
+	name, value, _ := bytes.Cut(j.line, []byte(":"))
+	value = bytes.TrimPrefix(value, []byte(" "))
+	switch string(name) {
+	case "event":
+		j.name, j.begun = string(value[:min(len(value), 64)]), true
+	case "data":
+		if len(j.data) > 0 {
+			j.data = append(j.data, '\n')
+		}
+		room := max(0, maxEvent-len(j.data))
+		j.data, j.begun, j.long = append(j.data, value[:min(len(value), room)]...), true, j.long || len(value) > room
+	case "error": // llama.cpp's of before 2025, which no reader of events sees
+		j.failed = j.failed || bytes.HasPrefix(value, []byte("{"))
+	}
+}
+
+// dispatch is the end of an event.
+func (j *judge) dispatch() {
+	if j.begun {
+		j.inspect(j.name, j.data)
+	}
+	j.name, j.data, j.begun, j.long = "", j.data[:0], false, false
+}
+
+// document is the end of a line that is an event by itself.
+func (j *judge) document() {
+	j.inspect("", j.line)
+	j.long = false
+}
+
+// chunk is what is read of one event: of OpenAI's and Anthropic's streams, TGI's, or a line of ollama's.
+type chunk struct {
+	Error   json.RawMessage `json:"error"`
+	Type    json.RawMessage `json:"type"`
+	Done    json.RawMessage `json:"done"`
+	Choices []struct {
+		FinishReason json.RawMessage `json:"finish_reason"`
+	} `json:"choices"`
+}
+
+// inspect judges an event.
+func (j *judge) inspect(name string, data []byte) {
+	data = bytes.TrimSpace(data)
+	if bytes.Equal(data, []byte("[DONE]")) {
+		j.last = true
+		return
+	}
+	var c chunk
+	if len(data) > 0 && data[0] == '{' && isSyntax(json.Unmarshal(data, &c)) {
+		c = chunk{}
+		j.blind = j.blind || j.long
+		j.failed = j.failed || j.long && beginsAsError(data)
+	}
+	if says(c.Error) {
+		j.failed = true
+	}
+	kind := name
+	if kind == "" {
+		_ = json.Unmarshal(c.Type, &kind)
+	}
+	j.kind(kind)
+	for _, choice := range c.Choices {
+		j.opened = true
+		j.ended = j.ended || len(choice.FinishReason) > 0 && string(choice.FinishReason) != "null"
+	}
+	switch string(c.Done) {
+	case "false":
+		j.opened = true
+	case "true":
+		j.last = true
+	}
+}
+
+// kind judges an event by its name, or by its type where it has none.
+func (j *judge) kind(kind string) {
+	switch kind {
+	case "error", "response.failed":
+		j.failed = true
+	case "response.completed", "response.incomplete", "message_stop":
+		j.last = true
+	case "message_start", "response.created":
+		j.opened = true
+	}
+}
+
+// isSyntax says whether data is no JSON, or is cut: a field of another type than expected is no reason to leave the others unread.
+func isSyntax(err error) bool {
+	_, mistyped := err.(*json.UnmarshalTypeError)
+	return err != nil && !mistyped
+}
+
+// says says whether a value of "error" reports one: an object or a text that is not empty. Servers that put the key into
+// every answer have null there.
+func says(value json.RawMessage) bool {
+	if len(value) < 3 {
+		return false
+	}
+	switch value[0] {
+	case '"':
+		return true
+	case '{':
+		return len(bytes.TrimSpace(value[1:len(value)-1])) > 0
+	}
+	return false
+}
+
+// beginsAsError says whether an event that is too long to be read whole is an error's: one that repeats the prompt.
+func beginsAsError(data []byte) bool {
+	start := strings.Map(func(r rune) rune {
+		if r == ' ' || r == '\n' || r == '\t' {
+			return -1
+		}
+		return r
+	}, string(data[:min(len(data), 64)]))
+	return strings.HasPrefix(start, `{"error":{"`) || strings.HasPrefix(start, `{"error":"`)
+}
