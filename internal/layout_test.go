@@ -29,11 +29,15 @@ var layout = []struct{ pkg, may string }{
 	{"channel", "internal/eip712 internal/fault internal/u256"},
 	{"channel/store", "channel internal/redact"},
 	{"metering/merkle", ""},
-	{"metering", "internal/eip712 internal/exactjson metering/merkle"},
+	{"metering/internal/ident", ""},
+	{"metering", "internal/eip712 internal/exactjson metering/internal/ident metering/merkle"},
+	{"metering/usage", "metering metering/internal/ident metering/merkle"},
+	{"metering/sampling", "metering metering/usage"},
+	{"metering/verify", "internal/eip712 metering metering/internal/ident"},
 	{"metering/nvml", "metering"},
 	{"metering/sim", "metering"},
-	{"metering/slots", "metering metering/merkle internal/eip712"},
-	{"metering/trace", "metering"},
+	{"metering/slots", "internal/eip712 metering metering/merkle metering/usage metering/verify"},
+	{"metering/trace", "metering metering/sampling metering/usage"},
 
 	{"sdk/internal/awake", ""},
 	{"sdk/internal/keyed", ""},
@@ -42,7 +46,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/reach", "internal/redact"},
 	{"sdk/internal/database", "channel/store"},
 	{"sdk/internal/highwater", "channel/store internal/redact"},
-	{"sdk/internal/inventory", "metering"},
+	{"sdk/internal/inventory", "metering metering/usage"},
 	{"sdk/internal/billed", "metering"},
 	{"sdk/limit", ""},
 	{"sdk/service", ""},
@@ -69,12 +73,12 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},
 	{"sdk/internal/boundlog", "sdk/internal/reach"},
 	{"sdk/internal/evidence", "metering"},
-	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering metering/merkle sdk/chain sdk/internal/billed sdk/wire"},
-	{"sdk/internal/leasestore", "channel channel/store metering sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
+	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering metering/merkle metering/verify sdk/chain sdk/internal/billed sdk/wire"},
+	{"sdk/internal/leasestore", "channel channel/store metering metering/usage sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
 	{"sdk/internal/placement", "channel metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
 	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
-	{"sdk/internal/lease", "channel internal/fault internal/u256 metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
+	{"sdk/internal/lease", "channel internal/fault internal/u256 metering metering/sampling metering/usage sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
 	{"sdk/internal/reserve", "channel/store sdk/gpu sdk/internal/cluster"},
 	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
 	{"sdk/internal/sessionscheme", "channel channel/store internal/eip712 internal/fault internal/u256 metering sdk/chain sdk/internal/admit " +
@@ -85,13 +89,13 @@ var layout = []struct{ pkg, may string }{
 		"sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/payercredit sdk/internal/placement sdk/internal/reserve sdk/internal/scheme " +
 		"sdk/internal/serve sdk/internal/x402server sdk/settle sdk/wire sdk/x402"},
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
-	{"sdk/internal/remote", "channel channel/store internal/u256 metering sdk/chain sdk/gpu sdk/internal/lease sdk/internal/leasestore " +
+	{"sdk/internal/remote", "channel channel/store internal/u256 metering metering/verify sdk/chain sdk/gpu sdk/internal/lease sdk/internal/leasestore " +
 		"sdk/internal/nodelink sdk/internal/payercredit sdk/internal/placement sdk/units sdk/wire"},
 	{"sdk/node", "metering sdk/chain sdk/gpu sdk/internal/contain sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/lease " +
 		"sdk/internal/leasestore sdk/internal/nodelink sdk/internal/placement sdk/internal/serve sdk/internal/spool sdk/node/nodekeys sdk/wire"},
-	{"sdk/wallet", "channel channel/store metering sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
+	{"sdk/wallet", "channel channel/store metering metering/verify sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
-	{"sdk/internal/ticks", "channel internal/u256 metering sdk/internal/billed sdk/internal/peer sdk/wire"},
+	{"sdk/internal/ticks", "channel internal/u256 metering metering/verify sdk/internal/billed sdk/internal/peer sdk/wire"},
 	{"sdk/internal/x402account", "channel channel/store metering sdk/audit sdk/chain sdk/internal/peer sdk/internal/ticks sdk/wallet sdk/wire sdk/x402"},
 	{"sdk/x402/x402client", "channel internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain " +
 		"sdk/internal/boundlog sdk/internal/evidence sdk/internal/outcome sdk/internal/peer sdk/internal/reach sdk/internal/ticks sdk/internal/x402account " +
@@ -99,18 +103,19 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/outcome sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
 	{"sdk/internal/sharedcredit", "channel internal/u256 metering sdk/internal/billed sdk/wire"},
-	{"sdk/internal/rental", "channel internal/fault internal/u256 metering sdk/chain sdk/internal/billed sdk/internal/boundlog " +
+	{"sdk/internal/rental", "channel internal/fault internal/u256 metering metering/verify sdk/chain sdk/internal/billed sdk/internal/boundlog " +
 		"sdk/internal/outcome sdk/internal/peer sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
-	{"sdk/internal/paystream", "channel internal/exactjson internal/fault internal/u256 metering sdk/audit sdk/chain sdk/internal/awake " +
+	{"sdk/internal/paystream", "channel internal/exactjson internal/fault internal/u256 metering metering/verify sdk/audit sdk/chain sdk/internal/awake " +
 		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit " +
 		"sdk/wallet sdk/wire"},
 	{"sdk/renter", "channel channel/store internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu sdk/internal/boundlog " +
 		"sdk/internal/paystream sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
 
+	{"metering/internal/rig", "internal/eip712 metering metering/usage"}, // of tests
 	{"bindings/batchsettlement/standin", ""},
 	{"bindings/testtoken", ""},
 	{"internal/chaintest", "bindings/batchsettlement/standin bindings/testtoken channel sdk/chain"},
-	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim sdk/chain sdk/internal/outcome sdk/node/nodekeys sdk/wire sdk/x402"}, // of tests
+	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim metering/usage sdk/chain sdk/internal/outcome sdk/node/nodekeys sdk/wire sdk/x402"}, // of tests
 }
 
 // TestImportsPointOneWay: a package of the table imports what its row names and nothing else of the module, on no system.
@@ -185,7 +190,6 @@ const mostLines = 2600
 // long are the packages of before that have more, each with how many. No number grows, and none is added. The chain's clients stay
 // one package: each part of them is of no use alone.
 var long = map[string]int{
-	"metering":  3951,
 	"sdk":       3591,
 	"sdk/chain": 7426,
 }

@@ -1,15 +1,17 @@
 package metering
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 )
 
 // ErrDevice says that a device is not one the source, the meter or the lease
 // knows.
 var ErrDevice = errors.New("unknown device")
+
+// ErrEnd says that a source has no more readings of a device: a trace is over,
+// or the source was closed.
+var ErrEnd = errors.New("no more readings")
 
 // ErrRestart says that a source works again only when its program is started anew.
 var ErrRestart = errors.New("nothing can be metered before a restart")
@@ -110,23 +112,4 @@ type Reading struct {
 	Thermal     uint64  `json:"thermal,string"` // ns slowed by heat, since driver load
 	Utilization uint32  `json:"utilization"`    // percent
 	XIDs        []XID   `json:"xids,omitempty"` // since the reading before
-}
-
-// fault says why a reading cannot bill, or "" if it can.
-func (r Reading) fault() string {
-	if r.Health != Healthy {
-		if r.Detail == "" {
-			return cmp.Or(string(r.Health), string(Failed)) // never "", which would bill
-		}
-		return fmt.Sprintf("%s: %s", r.Health, r.Detail)
-	}
-	if r.Seen != r.Device {
-		return string(Replaced)
-	}
-	for _, x := range r.XIDs {
-		if x.Stops() {
-			return fmt.Sprintf("xid %d", x.Code)
-		}
-	}
-	return ""
 }

@@ -1,10 +1,12 @@
 package metering
 
-import "strconv"
+import (
+	"strconv"
+)
 
-// append writes the canonical form of a reading. It is what canonical writes,
-// by hand: a gateway encodes every reading of every device.
-func (r *Reading) append(b []byte) []byte {
+// Append writes the canonical form of a reading behind what b holds. It is what
+// canonical writes, by hand: a gateway encodes every reading of every device.
+func (r *Reading) Append(b []byte) []byte {
 	if !r.plain() {
 		return append(b, canonical(*r)...) // a copy: r itself stays off the heap
 	}

@@ -27,7 +27,7 @@ func FuzzReadingEncode(f *testing.F) {
 func TestPlainReadingIsWrittenByHand(t *testing.T) {
 	r := Reading{BootID: "b", Device: "GPU-1", Driver: "550", Health: Healthy, Seen: "GPU-1"}
 	buf := make([]byte, 0, 1024)
-	if allocs := testing.AllocsPerRun(10, func() { buf = r.append(buf[:0]) }); allocs != 0 {
+	if allocs := testing.AllocsPerRun(10, func() { buf = r.Append(buf[:0]) }); allocs != 0 {
 		t.Errorf("%v allocations", allocs)
 	}
 }

@@ -51,12 +51,36 @@ type DeviceEvidence struct {
 	XIDs     []XID    `json:"xids,omitempty"`
 }
 
+// Nanos are the nanoseconds of one device, or a sum over devices. Allocated,
+// Down, Gap and Paused add up to the time between the first and the last
+// reading. Active and Throttled are parts of Allocated.
+type Nanos struct {
+	Active    int64 `json:"active,string"`    // something ran on the device at the interval's end
+	Allocated int64 `json:"allocated,string"` // billed
+	Down      int64 `json:"down,string"`
+	Gap       int64 `json:"gap,string"`
+	Paused    int64 `json:"paused,string"`
+	Throttled int64 `json:"throttled,string"` // slowed by heat or the power brake: the provider's doing
+}
+
 // Hole is a stretch of monotonic time that was not billed.
 type Hole struct {
 	From   int64  `json:"from,string"`
 	Reason string `json:"reason"`
 	To     int64  `json:"to,string"`
 }
+
+// Reasons of a gap.
+const (
+	ReasonInterval = "interval" // longer than MaxGap
+	ReasonStalled  = "stalled"  // the driver did not answer
+	ReasonDevice   = "device"   // another UUID answered
+	ReasonReboot   = "reboot"   // another boot id
+	ReasonDriver   = "driver"   // another version or generation of the driver
+	ReasonEnergy   = "energy"   // the energy counter ran backwards: the driver was reloaded
+	ReasonSuspend  = "suspend"  // the host slept
+	ReasonRestart  = "restart"  // the meter itself was restarted
+)
 
 // Stretch is a part of a device's evidence on the clock of one boot, in
 // nanoseconds of monotonic time. Unbilled time may lie in it.
@@ -83,85 +107,8 @@ func (d DeviceEvidence) Stretches() []Stretch {
 	return append(before, Stretch{BootID: d.Device.BootID, From: at, To: d.To.Mono})
 }
 
-// beforeReboot is the most time, in nanoseconds, that can be billed of what lies
-// before the first reboot.
-func (d DeviceEvidence) beforeReboot() int64 {
-	s := d.Stretches()
-	if len(s) == 1 {
-		return 0
-	}
-	return max(0, s[0].To-s[0].From)
-}
-
-// rebooted reports whether the evidence shows the end of a boot.
-func (d DeviceEvidence) rebooted() bool {
-	return slices.ContainsFunc(d.Gaps, func(g Hole) bool { return g.Reason == ReasonReboot })
-}
-
-// Cut ends a stretch of metering and returns its evidence. The interval that
-// is still open at the cut is counted whole in the next one: a cut, wherever it
-// falls, changes no bill.
-func (m *Meter) Cut() Evidence {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-
-	e := Evidence{
-		MaxGap:  int64(m.config.MaxGap),
-		Root:    m.tree.Root(),
-		Samples: m.tree.Count(),
-		Source:  m.source,
-		Tick:    int64(m.config.Tick),
-	}
-	for _, d := range m.devices {
-		de := d.cut()
-		e.Devices = append(e.Devices, de)
-		e.Nanos += de.Nanos.Allocated
-		e.Total += de.Total
-		e.Simulated = e.Simulated || de.Device.Simulated
-	}
-	if m.config.Keep > 0 && !m.unkept {
-		m.keep(cut{root: e.Root, samples: m.samples})
-	}
-	m.samples, m.unkept = nil, false
-	m.tree.Clear()
-	m.saved = m.state()
-	return e
-}
-
-func (d *device) cut() DeviceEvidence {
-	p := d.part
-	d.before.add(d.since)
-	e := DeviceEvidence{
-		Device:   d.id,
-		Energy:   p.energy,
-		From:     p.from,
-		Gaps:     p.gaps,
-		Memory:   p.memory,
-		MoreGaps: p.moreGaps,
-		MoreXIDs: p.moreXIDs,
-		Nanos:    d.since,
-		Samples:  p.samples,
-		To:       d.last.At,
-		Total:    d.before.Allocated,
-		XIDs:     p.xids,
-	}
-	if p.samples > 0 {
-		e.Missing = p.has.Missing()
-	}
-	if d.known.seen != "" { // as they are now, not as they were when the lease began
-		e.Device.BootID, e.Device.Driver = d.known.bootID, d.known.driver
-	}
-	if d.last.Device != "" { // whose clock the last stamp is on, whether or not the device answered since the host was rebooted
-		e.Device.BootID = d.last.BootID
-	}
-	e.Device.Simulated = e.Device.Simulated || d.last.Simulated
-	d.since = Nanos{}
-	d.part = part{from: d.last.At}
-	return e
-}
-
 // Encode is the canonical form of a reading: a leaf of the tree.
-func (r Reading) Encode() []byte { return r.append(nil) }
+func (r Reading) Encode() []byte { return r.Append(nil) }
 
 // Encode is the canonical form of the evidence.
 func (e Evidence) Encode() []byte { return canonical(e) }

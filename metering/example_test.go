@@ -10,7 +10,10 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/internal/rig"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 )
 
 // A payee meters a simulated GPU for a minute in which it is lost for five
@@ -21,7 +24,7 @@ func Example() {
 	gpu := sim.New(1, sim.Options{Clock: clock, Script: []sim.Fault{
 		{Kind: sim.Lost, At: 30 * time.Second, For: 5 * time.Second},
 	}})
-	meteringKey := key{crypto.ToECDSAUnsafe(common.LeftPadBytes([]byte{7}, 32))}
+	meteringKey := rig.Key{PrivateKey: crypto.ToECDSAUnsafe(common.LeftPadBytes([]byte{7}, 32))}
 	lease := metering.Lease{
 		ID:        common.HexToHash("0x01"),
 		ChainID:   31337,
@@ -30,22 +33,22 @@ func Example() {
 		Simulated: true,
 	}
 
-	checker, err := metering.NewChecker(metering.CheckerConfig{
+	checker, err := verify.New(verify.Config{
 		Lease: lease, Key: meteringKey.Address(), Tolerance: 2 * time.Second, Clock: clock,
 	})
 	if err != nil {
 		panic(err)
 	}
-	meter, err := metering.NewMeter(metering.Config{Devices: lease.Devices})
+	meter, err := usage.NewMeter(usage.Config{Devices: lease.Devices})
 	if err != nil {
 		panic(err)
 	}
-	recorder, err := metering.NewRecorder(lease, meteringKey, nil)
+	recorder, err := usage.NewRecorder(lease, meteringKey, nil)
 	if err != nil {
 		panic(err)
 	}
 
-	for range 61 { // a Sampler does this in real time
+	for range 61 { // a sampling.Loop does this in real time
 		reading, err := gpu.Read(ctx, sim.UUID(0))
 		if err != nil {
 			panic(err)

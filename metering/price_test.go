@@ -9,11 +9,8 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/internal/rig"
 )
-
-func price(amount uint64, unit metering.Unit) metering.Price {
-	return metering.Price{Amount: *uint256.NewInt(amount), Unit: unit}
-}
 
 func TestCharge(t *testing.T) {
 	tests := []struct {
@@ -21,15 +18,15 @@ func TestCharge(t *testing.T) {
 		nanos uint64
 		want  uint64
 	}{
-		{price(0, metering.Second), 1e18, 0},
-		{price(1, metering.Second), 999_999_999, 0},
-		{price(1, metering.Second), 1_000_000_000, 1},
-		{price(555, metering.Second), 60e9, 33300},
-		{price(3, metering.Second), 333_333_334, 1},
-		{price(100, metering.Minute), 59_999_999_999, 99},
-		{price(100, metering.Minute), 60e9, 100},
-		{price(2_000_000, metering.Hour), 3600e9, 2_000_000},
-		{price(2_000_000, metering.Hour), 1e9, 555},
+		{rig.Price(0, metering.Second), 1e18, 0},
+		{rig.Price(1, metering.Second), 999_999_999, 0},
+		{rig.Price(1, metering.Second), 1_000_000_000, 1},
+		{rig.Price(555, metering.Second), 60e9, 33300},
+		{rig.Price(3, metering.Second), 333_333_334, 1},
+		{rig.Price(100, metering.Minute), 59_999_999_999, 99},
+		{rig.Price(100, metering.Minute), 60e9, 100},
+		{rig.Price(2_000_000, metering.Hour), 3600e9, 2_000_000},
+		{rig.Price(2_000_000, metering.Hour), 1e9, 555},
 	}
 	for _, tt := range tests {
 		got, err := tt.price.Charge(tt.nanos)
@@ -63,7 +60,7 @@ func FuzzCharge(f *testing.F) {
 	f.Add(uint64(555), uint64(60e9), uint64(1), byte(0))
 	f.Add(^uint64(0), ^uint64(0), uint64(7), byte(2))
 	f.Fuzz(func(t *testing.T, amount, nanos, part uint64, unit byte) {
-		p := price(amount, []metering.Unit{metering.Second, metering.Minute, metering.Hour}[unit%3])
+		p := rig.Price(amount, []metering.Unit{metering.Second, metering.Minute, metering.Hour}[unit%3])
 		got, err := p.Charge(nanos)
 		want := new(big.Int).Mul(new(big.Int).SetUint64(amount), new(big.Int).SetUint64(nanos))
 		want.Div(want, new(big.Int).SetUint64(p.Unit.Nanos()))
@@ -135,8 +132,8 @@ func TestXIDClasses(t *testing.T) {
 		79: {metering.Hardware, true}, 95: {metering.Hardware, true}, 119: {metering.Hardware, true},
 		1000: {metering.Unknown, false},
 	} {
-		if metering.Blame(code) != want.fault || metering.Stops(code) != want.stops {
-			t.Errorf("XID %d: %s, stops %v", code, metering.Blame(code), metering.Stops(code))
+		if x := metering.NewXID(code, 0); x.Fault != want.fault || x.Stops() != want.stops {
+			t.Errorf("XID %d: %s, stops %v", code, x.Fault, x.Stops())
 		}
 	}
 }

@@ -19,12 +19,12 @@ import (
 // ErrRecord says that bytes are not a usage record.
 var ErrRecord = errors.New("malformed usage record")
 
-// RecordType is the EIP-712 type of a record, in the domain {name "gpupay usage
+// recordType is the EIP-712 type of a record, in the domain {name "gpupay usage
 // record", version "1", chainId, verifyingContract: the escrow}.
-const RecordType = "UsageRecord(bytes32 leaseId,bytes32 channelId,bytes32 offerHash,uint64 sequence,bytes32 previous," +
+const recordType = "UsageRecord(bytes32 leaseId,bytes32 channelId,bytes32 offerHash,uint64 sequence,bytes32 previous," +
 	"uint64 nanos,uint32 devices,uint128 owedBefore,uint128 owed,uint64 from,uint64 to,bool final,bytes32 evidenceHash)"
 
-var recordTypeHash = eip712.TypeHash(RecordType)
+var recordTypeHash = eip712.TypeHash(recordType)
 
 // Signer signs records with the payee's metering key: 65 bytes r, s, v.
 type Signer interface {
@@ -134,7 +134,7 @@ func (s SignedRecord) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON parses a signed record. It checks the form, not the signature:
-// that takes a [Checker].
+// package verify does that.
 func (s *SignedRecord) UnmarshalJSON(b []byte) error {
 	var w signedJSON
 	if err := exactjson.Unmarshal(b, &w); err != nil {

@@ -273,7 +273,7 @@ func (e Evidence) known() error {
 }
 
 // UnmarshalJSON reads evidence with exact keys. Of a kind that is not known it
-// reads the kind alone: a [Checker] refuses it in words.
+// reads the kind alone: it is refused in words where it is checked.
 func (e *Evidence) UnmarshalJSON(b []byte) error {
 	var is struct {
 		Kind string `json:"kind"`
@@ -292,41 +292,6 @@ func (e *Evidence) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ParseEvidence reads the canonical form of evidence, byte for byte: what a record
-// holds the hash of. It does not validate what the figures say.
-func ParseEvidence(b []byte) (Evidence, error) {
-	var e Evidence
-	if len(b) > maxEvidence+maxSlots+maxDeviceEvidence*MaxGPUs {
-		return e, fmt.Errorf("%w: it has %d bytes", ErrEvidence, len(b))
-	}
-	if err := json.Unmarshal(b, &e); err != nil {
-		return Evidence{}, fmt.Errorf("%w: %w", ErrEvidence, err)
-	}
-	if err := e.known(); err != nil {
-		return Evidence{}, err
-	}
-	if !bytes.Equal(e.Encode(), b) {
-		return Evidence{}, fmt.Errorf("%w: it is not in canonical form", ErrEvidence)
-	}
-	return e, nil
-}
-
-// shares checks that evidence is of the kind that the lease has, with its slots.
-func (l Lease) shares(e Evidence) error {
-	if err := e.known(); err != nil {
-		return err
-	}
-	switch {
-	case !l.Share.Shared() && (e.Kind != "" || e.Slots != nil):
-		return fmt.Errorf("%w: it is of slots, and the lease has its devices for itself", ErrEvidence)
-	case l.Share.Shared() && (e.Kind != KindSlots || e.Slots == nil):
-		return fmt.Errorf("%w: the lease has %d slots, and it is of none", ErrEvidence, l.Share.Slots)
-	case l.Share.Shared() && e.Slots.Share() != l.Share:
-		return fmt.Errorf("%w: it is of %d slots on %d GPUs, the lease is of %d on %d", ErrEvidence, e.Slots.Slots, e.Slots.GPUs, l.Share.Slots, l.Share.GPUs)
-	}
-	return nil
-}
-
 // Rest is what a record leaves to the next one, in parts of a nanosecond of which as
 // many make one as the lease has slots.
 func (e Evidence) Rest() uint32 {
@@ -336,10 +301,18 @@ func (e Evidence) Rest() uint32 {
 	return e.Slots.Rest
 }
 
-// carried is what a record takes over from the one before.
-func (e Evidence) carried() uint32 {
-	if e.Slots == nil {
-		return 0
+// Match checks that evidence is of the kind of a lease with this share, with its slots.
+func (s Share) Match(e Evidence) error {
+	if err := e.known(); err != nil {
+		return err
 	}
-	return e.Slots.Carried
+	switch {
+	case !s.Shared() && (e.Kind != "" || e.Slots != nil):
+		return fmt.Errorf("%w: it is of slots, and the lease has its devices for itself", ErrEvidence)
+	case s.Shared() && (e.Kind != KindSlots || e.Slots == nil):
+		return fmt.Errorf("%w: the lease has %d slots, and it is of none", ErrEvidence, s.Slots)
+	case s.Shared() && e.Slots.Share() != s:
+		return fmt.Errorf("%w: it is of %d slots on %d GPUs, the lease is of %d on %d", ErrEvidence, e.Slots.Slots, e.Slots.GPUs, s.Slots, s.GPUs)
+	}
+	return nil
 }

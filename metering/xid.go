@@ -9,12 +9,8 @@ type XID struct {
 
 // NewXID classifies a code from NVIDIA's catalog.
 func NewXID(code uint64, mono int64) XID {
-	return XID{Code: code, Fault: Blame(code), Mono: mono}
+	return XID{Code: code, Fault: blame(code), Mono: mono}
 }
-
-// Stops says whether the error ends billing. It goes by the code, not by what
-// the record says about it.
-func (x XID) Stops() bool { return Stops(x.Code) }
 
 // Fault says whose fault an XID likely was. Without it a node that a renter's
 // own kernel crashed and a node that broke look the same.
@@ -26,8 +22,8 @@ const (
 	Unknown  Fault = "unknown"
 )
 
-// Blame says whose fault an XID likely was.
-func Blame(code uint64) Fault {
+// blame says whose fault an XID likely was.
+func blame(code uint64) Fault {
 	switch code {
 	case 13, 31, 43, 45: // bad instruction, page fault, stopped processing, cleanup after it
 		return Workload
@@ -39,7 +35,8 @@ func Blame(code uint64) Fault {
 	return Unknown
 }
 
-// Stops says whether an XID ends billing until a healthy pair of readings: the
+// Stops says whether the error ends billing until a healthy pair of readings: the
 // GPU fell off the bus (79), its memory is not to be trusted (95), or its
-// firmware no longer answers (119). All others are recorded only.
-func Stops(code uint64) bool { return code == 79 || code == 95 || code == 119 }
+// firmware no longer answers (119). All others are recorded only. It goes by the
+// code, not by what the record says about it.
+func (x XID) Stops() bool { return x.Code == 79 || x.Code == 95 || x.Code == 119 }

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/merkle"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -235,7 +236,7 @@ func TestEquivocationIsKeptAndProven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
+	if err := l.Run(t.Context()); !errors.Is(err, verify.ErrForked) {
 		t.Fatalf("the fork was not noticed: %v", err)
 	}
 	proofs, err := r.Equivocations(t.Context(), l.ID())

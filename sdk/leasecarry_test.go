@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -88,7 +89,7 @@ func (b *leaseBooks) lease(o wire.SignedOffer, nanos uint64, recorded bool) {
 		if rec.Owed, err = (metering.Lease{Price: price, OwedBefore: begins}).Owed(nanos); err != nil {
 			b.Fatal(err)
 		}
-		if err := b.store.Records.Append(ctx, 0, rec, metering.State{}, nil); err != nil {
+		if err := b.store.Records.Append(ctx, 0, rec, usage.State{}, nil); err != nil {
 			b.Fatal(err)
 		}
 		uncharged, err := o.Uncharged(nanos, true)

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -33,7 +34,7 @@ func TestLeaseAtANode(t *testing.T) {
 	if err != nil || meter != o.config.MeterKey.Address() {
 		t.Fatalf("meter %s is bound to the lease, the node's is %s (%v)", meter, o.config.MeterKey.Address(), err)
 	}
-	checker, err := metering.NewChecker(metering.CheckerConfig{
+	checker, err := verify.New(verify.Config{
 		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: lease.terms.ChainID,
 			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices, Simulated: true},
 		Key: meter, Tolerance: 2 * time.Second})

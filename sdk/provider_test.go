@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
@@ -374,7 +375,7 @@ func TestLeaseFromOpenToRefund(t *testing.T) {
 	if len(lease.lease.Devices) != 2 || lease.lease.Secret == "" || !json.Valid(lease.lease.Access) {
 		t.Fatalf("lease is %+v", lease.lease)
 	}
-	checker, err := metering.NewChecker(metering.CheckerConfig{
+	checker, err := verify.New(verify.Config{
 		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: devchain.ChainID,
 			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices, Simulated: true},
 		Key: r.config.Key.Address(), Tolerance: 2 * time.Second})

@@ -17,6 +17,7 @@ import (
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
@@ -198,7 +199,7 @@ func TestLeaseIsTakenOver(t *testing.T) {
 		t.Errorf("the lease was ended by who lost it: %+v", v)
 	}
 	sequence := old.Status.Look().Sequence
-	err := a.provider.store.Records.Append(t.Context(), old.Term, metering.SignedRecord{Record: metering.Record{LeaseID: old.ID, ChannelID: old.Terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, metering.State{}, nil)
+	err := a.provider.store.Records.Append(t.Context(), old.Term, metering.SignedRecord{Record: metering.Record{LeaseID: old.ID, ChannelID: old.Terms.ID(), Sequence: sequence + 1, Owed: *uint256.NewInt(400_000)}}, usage.State{}, nil)
 	if !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("a record of the old owner: %v", err)
 	}

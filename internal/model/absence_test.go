@@ -13,6 +13,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 )
 
 // What an absent renter's offer says.
@@ -29,9 +31,9 @@ type absence struct {
 	*rapid.T
 	renter, host *sim.Clock
 	source       *sim.Source
-	meter        *metering.Meter
-	recorder     *metering.Recorder
-	checker      *metering.Checker
+	meter        *usage.Meter
+	recorder     *usage.Recorder
+	checker      *verify.Checker
 	gpus         int
 	began        int64     // on the renter's clock
 	signed       uint64    // vouchered
@@ -73,12 +75,12 @@ func newAbsence(t *rapid.T, seen map[string]int) *absence {
 		lease.Devices = append(lease.Devices, sim.UUID(i))
 	}
 	var err error
-	a.checker, err = metering.NewChecker(metering.CheckerConfig{Lease: lease, Key: signer.Address(), Tolerance: absenceTolerance, Clock: a.renter})
+	a.checker, err = verify.New(verify.Config{Lease: lease, Key: signer.Address(), Tolerance: absenceTolerance, Clock: a.renter})
 	a.must(err)
 	a.began = a.renter.Now().Boot
-	a.meter, err = metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: time.Second, MaxGap: absenceGap, Keep: -1})
+	a.meter, err = usage.NewMeter(usage.Config{Devices: lease.Devices, Tick: time.Second, MaxGap: absenceGap, Keep: -1})
 	a.must(err)
-	a.recorder, err = metering.NewRecorder(lease, signer, nil)
+	a.recorder, err = usage.NewRecorder(lease, signer, nil)
 	a.must(err)
 	a.read()
 	return a
@@ -148,7 +150,7 @@ func (a *absence) bill() bool {
 	late := int64(rec.Nanos)/int64(a.gpus) > elapsed+int64(absenceTolerance)
 	limit := *uint256.NewInt(now + 1)
 	switch err := a.checker.CheckWithin(rec, limit); {
-	case err != nil && !errors.Is(err, metering.ErrCredit) && !errors.Is(err, metering.ErrClock):
+	case err != nil && !errors.Is(err, verify.ErrCredit) && !errors.Is(err, verify.ErrClock):
 		a.Fatalf("an honest record of %s is refused for something else: %v", worth, err)
 	case err != nil && !late && owed+free <= most:
 		a.Fatalf("%d owed are refused of %d that may be: %v", owed, most, err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/nvml"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // The tests and the benchmark below run on this host's own GPUs, and are skipped where there is no driver.
@@ -123,7 +124,7 @@ func meterSeconds(t *testing.T, src *nvml.Source, devices []metering.Device) {
 		first := read(t, src, d.UUID)
 		time.Sleep(2 * time.Second)
 		second := read(t, src, d.UUID)
-		m, err := metering.NewMeter(metering.Config{Devices: []string{d.UUID}})
+		m, err := usage.NewMeter(usage.Config{Devices: []string{d.UUID}})
 		if err != nil {
 			t.Fatal(err)
 		}

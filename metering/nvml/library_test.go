@@ -20,8 +20,10 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/nvml"
+	"github.com/gpupay/gpupay/metering/sampling"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/trace"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // The tests below run the real cgo binding against testdata/nvml.c, built here
@@ -157,7 +159,7 @@ type bench struct {
 	*testing.T
 	clock   *sim.Clock
 	source  *nvml.Source
-	meter   *metering.Meter
+	meter   *usage.Meter
 	devices []string
 	keys    map[string]uint64
 	xids    []string
@@ -211,7 +213,7 @@ func (b *bench) write() {
 func (b *bench) lease(devices ...string) {
 	b.Helper()
 	var err error
-	if b.meter, err = metering.NewMeter(metering.Config{Devices: devices}); err != nil {
+	if b.meter, err = usage.NewMeter(usage.Config{Devices: devices}); err != nil {
 		b.Fatal(err)
 	}
 	b.devices, b.last = devices, make(map[string]metering.Reading)
@@ -445,12 +447,12 @@ func throttled(b *bench) {
 func stalled(b *bench) {
 	var mu sync.Mutex
 	last := make(map[string]metering.Reading)
-	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu(0), gpu(1)}})
+	m, err := usage.NewMeter(usage.Config{Devices: []string{gpu(0), gpu(1)}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.meter = m
-	s := metering.Sampler{Source: b.source, Meter: m, Clock: b.clock, Observed: func(r metering.Reading, _ metering.Interval) {
+	s := sampling.Loop{Source: b.source, Meter: m, Clock: b.clock, Observed: func(r metering.Reading, _ usage.Interval) {
 		mu.Lock()
 		defer mu.Unlock()
 		last[r.Device] = r
@@ -675,12 +677,12 @@ func leasedBesideLost(b *bench) {
 // the healthy pair after second 4 on, described as it is then.
 func begunLost(b *bench) {
 	b.set("lost", 2)
-	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu(0), gpu(1)}})
+	m, err := usage.NewMeter(usage.Config{Devices: []string{gpu(0), gpu(1)}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.meter = m
-	all := metering.NewSampling(b.source, b.clock)
+	all := sampling.New(b.source, b.clock)
 	defer all.Close()
 	readings := make(chan metering.Reading, 2)
 	all.Attend(m, 0, relay(readings))
@@ -713,8 +715,8 @@ func begunLost(b *bench) {
 // relay passes on what is read.
 type relay chan metering.Reading
 
-func (c relay) Sampled(r metering.Reading, _ metering.Interval) { c <- r }
-func (c relay) SamplingEnded(error)                             {}
+func (c relay) Sampled(r metering.Reading, _ usage.Interval) { c <- r }
+func (c relay) SamplingEnded(error)                          {}
 
 func reloadedBesideLost(b *bench) {
 	b.lease(gpu(1), gpu(0))
@@ -767,11 +769,11 @@ func hungBeside(b *bench) {
 	b.lease(gpu(0), gpu(1))
 	b.set("stall", 1)
 	defer b.set("stall", 0)
-	m, err := metering.NewMeter(metering.Config{Devices: []string{gpu(1)}})
+	m, err := usage.NewMeter(usage.Config{Devices: []string{gpu(1)}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	all := metering.NewSampling(b.source, b.clock)
+	all := sampling.New(b.source, b.clock)
 	defer all.Close()
 	begun := time.Now()
 	one, err := all.Add(b.Context(), m, 0, quiet{})
@@ -789,8 +791,8 @@ func hungBeside(b *bench) {
 
 type quiet struct{}
 
-func (quiet) Sampled(metering.Reading, metering.Interval) {}
-func (quiet) SamplingEnded(error)                         {}
+func (quiet) Sampled(metering.Reading, usage.Interval) {}
+func (quiet) SamplingEnded(error)                      {}
 
 // upgraded: the library of this process cannot speak to the new kernel module, ever. It says what to do, and bills nothing.
 func upgraded(b *bench) {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/nvml"
+	"github.com/gpupay/gpupay/metering/sampling"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // BenchmarkTick is what the meter adds to a driver's calls: a tick of eight GPUs, through go-nvml and cgo, of a library with
@@ -49,8 +51,8 @@ func measure(b *testing.B, do func(ticks int)) {
 	b.ReportMetric(float64((processorTime(b)-begun).Nanoseconds())/1e3/float64(b.N), "us-cpu/tick")
 }
 
-func meterOf(b *testing.B, devices []string) *metering.Meter {
-	m, err := metering.NewMeter(metering.Config{Devices: devices, Keep: -1})
+func meterOf(b *testing.B, devices []string) *usage.Meter {
+	m, err := usage.NewMeter(usage.Config{Devices: devices, Keep: -1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -58,7 +60,7 @@ func meterOf(b *testing.B, devices []string) *metering.Meter {
 }
 
 // look reads every device once a tick, into the meter if there is one.
-func look(b *testing.B, src *nvml.Source, devices []string, clock *running, ticks int, m *metering.Meter) {
+func look(b *testing.B, src *nvml.Source, devices []string, clock *running, ticks int, m *usage.Meter) {
 	for range ticks {
 		clock.After(metering.DefaultTick)
 		for _, uuid := range devices {
@@ -79,7 +81,7 @@ func sample(b *testing.B, src *nvml.Source, devices []string, clock *running, ti
 	defer stop()
 	m := meterOf(b, devices)
 	var reads atomic.Int64
-	s := &metering.Sampler{Source: src, Meter: m, Clock: clock, Observed: func(metering.Reading, metering.Interval) {
+	s := &sampling.Loop{Source: src, Meter: m, Clock: clock, Observed: func(metering.Reading, usage.Interval) {
 		if reads.Add(1) == int64((ticks+1)*len(devices)) { // the first tick bills nothing
 			stop()
 		}

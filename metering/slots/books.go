@@ -83,7 +83,7 @@ type Books struct {
 // so far, named requests are billed no more than they took, and nothing where they
 // failed, and those that were left out no more than the renter's others took: both
 // together but for one tolerance in a lease. What bills nothing is no matter. A
-// [metering.Checker] has checked the rest.
+// [verify.Checker] has checked the rest.
 func (b Books) Check(e metering.Evidence, limits Limits) (Books, error) {
 	if e.Kind != metering.KindSlots || e.Slots == nil {
 		return b, fmt.Errorf("%w: it is not of slots", metering.ErrEvidence)

@@ -12,15 +12,17 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 )
 
 // shared is a lease of seven slots and its renter's checker, whose clock goes with the readings.
 type shared struct {
 	*service
 	clock    *sim.Clock
-	config   metering.CheckerConfig
-	check    *metering.Checker
-	recorder *metering.Recorder
+	config   verify.Config
+	check    *verify.Checker
+	recorder *usage.Recorder
 	now      int64 // ms
 	ids      uint64
 }
@@ -28,13 +30,13 @@ type shared struct {
 func newShared(t *testing.T) *shared {
 	s := &shared{service: newService(t, 7, gpu), clock: sim.NewClock(), now: 1000}
 	s.ok(s.meter.Describe("sim", metering.Device{UUID: gpu, Name: "Good GPU", BootID: "boot"}))
-	s.config = metering.CheckerConfig{
+	s.config = verify.Config{
 		Lease: s.terms(lease, 7), Key: meterKey.Address(), Tolerance: time.Second, RecordEvery: 5 * time.Second, Clock: s.clock,
 	}
 	var err error
-	s.check, err = metering.NewChecker(s.config)
+	s.check, err = verify.New(s.config)
 	s.ok(err)
-	s.recorder, err = metering.NewRecorder(s.config.Lease, meterKey, nil)
+	s.recorder, err = usage.NewRecorder(s.config.Lease, meterKey, nil)
 	s.ok(err)
 	s.read(s.now)
 	return s
@@ -82,9 +84,9 @@ func TestCheckerOfSlots(t *testing.T) {
 		if i%50 == 0 {
 			state, err := json.Marshal(s.check.State())
 			s.ok(err)
-			var kept metering.CheckerState
+			var kept verify.State
 			s.ok(json.Unmarshal(state, &kept))
-			s.check, err = metering.ResumeChecker(s.config, kept)
+			s.check, err = verify.Resume(s.config, kept)
 			s.ok(err)
 		}
 	}
@@ -142,7 +144,7 @@ func TestCheckerOfSlotsRefuses(t *testing.T) {
 	t.Run("slots of a lease that has its devices for itself", func(t *testing.T) {
 		s := newShared(t)
 		s.config.Lease.Share = metering.Share{}
-		check, err := metering.NewChecker(s.config)
+		check, err := verify.New(s.config)
 		s.ok(err)
 		if err := check.Check(s.run(3)); !errors.Is(err, metering.ErrEvidence) {
 			t.Errorf("got %v", err)
@@ -236,12 +238,12 @@ func TestSkippedRecordBillsNothing(t *testing.T) {
 		r := sign(hidden)
 		state, err := s.check.State().Skip(r)
 		if err == nil {
-			var check *metering.Checker
-			check, err = metering.ResumeChecker(s.config, state)
+			var check *verify.Checker
+			check, err = verify.Resume(s.config, state)
 			s.ok(err)
 			err = check.Check(r)
 		}
-		if hidden == 0 && err != nil || hidden > 0 && !errors.Is(err, metering.ErrSequence) {
+		if hidden == 0 && err != nil || hidden > 0 && !errors.Is(err, verify.ErrSequence) {
 			t.Errorf("%d ns hidden: %v", hidden, err)
 		}
 		books := slots.Books{Own: map[uint64]slots.Own{}, Total: first.Evidence.Total, Rest: first.Evidence.Rest()}

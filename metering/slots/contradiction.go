@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 )
 
 // ErrContradiction says that records that one key signed cannot all be true: proof
@@ -30,10 +31,10 @@ func Contradiction(domain common.Hash, key common.Address, records ...metering.S
 		digest := s.Digest(domain)
 		signer, err := eip712.Recover(digest, s.Signature)
 		if err != nil {
-			return fmt.Errorf("%w: record %d of lease %s: %w", metering.ErrSignature, s.Sequence, s.LeaseID, err)
+			return fmt.Errorf("%w: record %d of lease %s: %w", verify.ErrSignature, s.Sequence, s.LeaseID, err)
 		}
 		if signer != key {
-			return fmt.Errorf("%w: record %d of lease %s is signed by %s, not %s", metering.ErrSignature, s.Sequence, s.LeaseID, signer, key)
+			return fmt.Errorf("%w: record %d of lease %s is signed by %s, not %s", verify.ErrSignature, s.Sequence, s.LeaseID, signer, key)
 		}
 		if hash := s.Evidence.Hash(); hash != s.EvidenceHash {
 			return fmt.Errorf("%w: record %d of lease %s holds the hash of another", metering.ErrEvidence, s.Sequence, s.LeaseID)

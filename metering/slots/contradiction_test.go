@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // signedService is records of two leases that share two slots.
@@ -140,7 +141,7 @@ func TestFailuresBeforeTheFirstReading(t *testing.T) {
 	s := newService(t, 1, gpu)
 	s.ok(s.meter.Describe("sim", metering.Device{UUID: gpu, Name: "Good GPU", BootID: "boot"}))
 	s.every(1000, 4000)
-	recorder, err := metering.NewRecorder(s.terms(lease, 1), meterKey, nil)
+	recorder, err := usage.NewRecorder(s.terms(lease, 1), meterKey, nil)
 	s.ok(err)
 	s.take(lease, 1, 2000)
 	s.give(lease, 1, 3000, metering.RequestDone)

@@ -4,7 +4,7 @@
 // costs gpus/slots of a GPU-second, so that the price is known before, and all
 // slots together cost what the GPUs do. What is billed of a request is the time
 // between its ends in which every device of the service was seen healthy, by the
-// pairs of readings that a [metering.Meter] bills. A request that fails costs
+// pairs of readings that a [usage.Meter] bills. A request that fails costs
 // nothing, its time so far included.
 //
 // [Meter] counts and refuses. It reads no clock, calls nobody and starts no

@@ -11,6 +11,8 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 )
 
 // Two renters share one simulated GPU by four slots. One of them sends two requests, of which the second one fails, and checks the
@@ -25,13 +27,13 @@ func Example() {
 		Devices: []string{sim.UUID(0)}, Share: share, Simulated: true,
 	}
 	neighbour := common.HexToHash("0x02")
-	checker, err := metering.NewChecker(metering.CheckerConfig{Lease: lease, Key: meterKey.Address(), Tolerance: time.Second, Clock: clock})
+	checker, err := verify.New(verify.Config{Lease: lease, Key: meterKey.Address(), Tolerance: time.Second, Clock: clock})
 	must(err)
 	meter, err := slots.New(slots.Config{Share: share, Devices: lease.Devices})
 	must(err)
 	must(meter.Begin(lease.ID, slots.State{}))
 	must(meter.Begin(neighbour, slots.State{}))
-	recorder, err := metering.NewRecorder(lease, meterKey, nil)
+	recorder, err := usage.NewRecorder(lease, meterKey, nil)
 	must(err)
 	books := slots.Books{Own: make(map[uint64]slots.Own)}
 

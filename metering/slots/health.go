@@ -4,7 +4,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // maxSpans bounds how many stretches of healthy time are remembered. Of time before
@@ -41,13 +41,13 @@ func newHealth(devices int) health {
 }
 
 // observe takes what a meter made of the reading of device i that is stamped at.
-func (h *health) observe(i int, at int64, in metering.Interval) {
-	if in.Class == metering.Late {
+func (h *health) observe(i int, at int64, in usage.Interval) {
+	if in.Class == usage.Late {
 		return
 	}
 	d := &h.devices[i]
 	d.at = at
-	if in.Class == metering.Allocated {
+	if in.Class == usage.Allocated {
 		d.healthy = grown(d.healthy, span{from: at - in.Nanos, to: at})
 	}
 	h.advance()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/merkle"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // What a [Meter] refuses.
@@ -28,8 +29,8 @@ var (
 type Config struct {
 	Share   metering.Share
 	Devices []string      // UUIDs: all that each request uses, Share.GPUs of them
-	Tick    time.Duration // as in metering.Config
-	MaxGap  time.Duration // as in metering.Config
+	Tick    time.Duration // as in usage.Config
+	MaxGap  time.Duration // as in usage.Config
 }
 
 // Meter counts what leases owe for requests to one service. At most Share.Slots
@@ -58,7 +59,7 @@ type described struct {
 
 // lease is one lease's side of a meter.
 type lease struct {
-	meter   *metering.Meter // of the readings, for the evidence and for which of them bill
+	meter   *usage.Meter // of the readings, for the evidence and for which of them bill
 	health  health
 	ids     ids
 	running map[uint64]*request
@@ -97,14 +98,14 @@ func New(config Config) (*Meter, error) {
 		return nil, fmt.Errorf("%w: a request uses %d GPUs, and the service has %d", metering.ErrDevice, config.Share.GPUs, len(config.Devices))
 	}
 	config.Devices = slices.Clone(config.Devices)
-	if _, err := config.meter(metering.State{}); err != nil {
+	if _, err := config.meter(usage.State{}); err != nil {
 		return nil, err
 	}
 	return &Meter{config: config, leases: make(map[common.Hash]*lease), known: make(map[string]described)}, nil
 }
 
-func (c Config) meter(s metering.State) (*metering.Meter, error) {
-	return metering.Restore(metering.Config{Devices: c.Devices, Tick: c.Tick, MaxGap: c.MaxGap, Keep: -1}, s)
+func (c Config) meter(s usage.State) (*usage.Meter, error) {
+	return usage.Restore(usage.Config{Devices: c.Devices, Tick: c.Tick, MaxGap: c.MaxGap, Keep: -1}, s)
 }
 
 // ahead is by how much a stamp may be beyond the newest reading. Whoever takes a slot after
@@ -118,7 +119,7 @@ const ahead = int64(time.Minute)
 type State struct {
 	Final   bool           `json:"final,omitempty"` // that cut was its last one
 	Highest uint64         `json:"highest,string"`  // id so far
-	Meter   metering.State `json:"meter"`
+	Meter   usage.State    `json:"meter"`
 	Rest    uint32         `json:"rest"` // as in metering.SlotEvidence
 	Share   metering.Share `json:"share"`
 	Total   int64          `json:"total,string"` // ns of one GPU
@@ -134,10 +135,10 @@ func (m *Meter) Begin(id common.Hash, s State) error {
 		return fmt.Errorf("%w: lease %s is there already", ErrLease, id)
 	}
 	if s.Total < 0 || s.Rest >= m.config.Share.Slots {
-		return fmt.Errorf("%w: lease %s was saved with %d ns and %d parts of one in %d", metering.ErrReading, id, s.Total, s.Rest, m.config.Share.Slots)
+		return fmt.Errorf("%w: lease %s was saved with %d ns and %d parts of one in %d", usage.ErrReading, id, s.Total, s.Rest, m.config.Share.Slots)
 	}
 	if s.Share.Shared() && s.Share != m.config.Share {
-		return fmt.Errorf("%w: lease %s was saved with %d slots on %d GPUs, and the service has %d on %d", metering.ErrReading, id,
+		return fmt.Errorf("%w: lease %s was saved with %d slots on %d GPUs, and the service has %d on %d", usage.ErrReading, id,
 			s.Share.Slots, s.Share.GPUs, m.config.Share.Slots, m.config.Share.GPUs)
 	}
 	meter, err := m.config.meter(s.Meter)
@@ -243,12 +244,12 @@ func (m *Meter) Take(lease common.Hash, id uint64, at int64) error {
 	}
 	switch {
 	case l.final:
-		return fmt.Errorf("%w: lease %s", metering.ErrFinal, lease)
+		return fmt.Errorf("%w: lease %s", usage.ErrFinal, lease)
 	case at < 0:
-		return fmt.Errorf("%w: request %d of lease %s is stamped before the host's boot", metering.ErrReading, id, lease)
+		return fmt.Errorf("%w: request %d of lease %s is stamped before the host's boot", usage.ErrReading, id, lease)
 	case at > m.latest():
 		return fmt.Errorf("%w: request %d of lease %s is stamped %s after the devices were read last: its clock is not theirs, or they are read no more",
-			metering.ErrReading, id, lease, time.Duration(at-m.newest))
+			usage.ErrReading, id, lease, time.Duration(at-m.newest))
 	case m.busy >= int(m.config.Share.Slots):
 		return fmt.Errorf("%w: %d of %d", ErrBusy, m.busy, m.config.Share.Slots)
 	case !l.ids.take(id):
@@ -361,7 +362,7 @@ func (l *lease) measure(share metering.Share, r *request, to int64) error {
 func (l *lease) bill(share metering.Share, r metering.Request) error {
 	nanos, rest, err := share.Bill(r.Nanos, l.rest)
 	if err == nil && (l.total > math.MaxInt64-nanos || l.part.slotNanos > math.MaxInt64-r.Nanos) {
-		err = fmt.Errorf("%w: it overflows", metering.ErrReading)
+		err = fmt.Errorf("%w: it overflows", usage.ErrReading)
 	}
 	if err != nil {
 		return fmt.Errorf("request %d of %d ns: %w", r.ID, r.Nanos, err)

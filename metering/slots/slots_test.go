@@ -18,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 const (
@@ -305,7 +306,7 @@ func TestFinalCut(t *testing.T) {
 	if e := s.cut(lease, true); e.Total != 1000*ms || e.Slots.Requests[0].To != 2500*ms {
 		t.Errorf("%+v", e.Slots)
 	}
-	s.refuses(s.meter.Take(lease, 2, 3000*ms), metering.ErrFinal)
+	s.refuses(s.meter.Take(lease, 2, 3000*ms), usage.ErrFinal)
 	s.ok(s.meter.Forget(lease))
 	s.refuses(s.meter.Forget(lease), slots.ErrLease)
 }
@@ -338,17 +339,17 @@ func TestStateOfAFinalCut(t *testing.T) {
 	s.ok(err)
 	s.ok(s.meter.Forget(lease))
 	s.ok(s.meter.Begin(lease, state))
-	s.refuses(s.meter.Take(lease, 2, 3000*ms), metering.ErrFinal)
+	s.refuses(s.meter.Take(lease, 2, 3000*ms), usage.ErrFinal)
 	other, err := slots.New(slots.Config{Share: metering.Share{GPUs: 1, Slots: 3}, Devices: s.devices})
 	s.ok(err)
-	s.refuses(other.Begin(lease, state), metering.ErrReading)
+	s.refuses(other.Begin(lease, state), usage.ErrReading)
 }
 
 // TestStampFromTheFuture: one bad stamp has nobody else served for nothing.
 func TestStampFromTheFuture(t *testing.T) {
 	s := newService(t, 2, gpu)
 	s.every(1000, 2000)
-	s.refuses(s.meter.Take(lease, 1, 1<<62), metering.ErrReading)
+	s.refuses(s.meter.Take(lease, 1, 1<<62), usage.ErrReading)
 	s.take(lease, 2, 1500)
 	s.give(lease, 2, 1<<62/ms, metering.RequestDone)
 	s.every(3000, 100_000)
@@ -485,10 +486,10 @@ func TestNewRefuses(t *testing.T) {
 	}
 	s := newService(t, 3, gpu)
 	s.refuses(s.meter.Begin(lease, slots.State{}), slots.ErrLease)
-	s.refuses(s.meter.Begin(common.Hash{1}, slots.State{Rest: 3}), metering.ErrReading)
+	s.refuses(s.meter.Begin(common.Hash{1}, slots.State{Rest: 3}), usage.ErrReading)
 	s.refuses(s.meter.Observe(reading(second, 1, false)), metering.ErrDevice)
 	s.refuses(s.meter.Describe("sim", metering.Device{UUID: second}), metering.ErrDevice)
-	s.refuses(s.meter.Take(lease, 1, -1), metering.ErrReading)
+	s.refuses(s.meter.Take(lease, 1, -1), usage.ErrReading)
 }
 
 type key struct{ *ecdsa.PrivateKey }
@@ -511,7 +512,7 @@ func (s *service) terms(id common.Hash, count uint32) metering.Lease {
 // records cuts a lease into signed records, one for each step.
 func (s *service) records(id common.Hash, count uint32, steps ...func()) []metering.SignedRecord {
 	s.t.Helper()
-	recorder, err := metering.NewRecorder(s.terms(id, count), meterKey, nil)
+	recorder, err := usage.NewRecorder(s.terms(id, count), meterKey, nil)
 	s.ok(err)
 	var all []metering.SignedRecord
 	for _, step := range steps {

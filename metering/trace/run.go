@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sampling"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // RecordFor meters all devices of a source for a while, writes what it read to trace, and to said what of it would have been
@@ -26,17 +28,17 @@ func meter(ctx context.Context, source metering.Source, span, tick time.Duration
 	if err != nil {
 		return err
 	}
-	config := metering.Config{Tick: tick, MaxGap: 3 * tick}
+	config := usage.Config{Tick: tick, MaxGap: 3 * tick}
 	for _, d := range devices {
 		config.Devices = append(config.Devices, d.UUID)
 	}
-	m, err := metering.NewMeter(config)
+	m, err := usage.NewMeter(config)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, span)
 	defer cancel()
-	if err := (&metering.Sampler{Source: source, Meter: m}).Run(ctx); err != nil {
+	if err := (&sampling.Loop{Source: source, Meter: m}).Run(ctx); err != nil {
 		return err
 	}
 	for _, d := range m.Cut().Devices {

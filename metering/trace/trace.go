@@ -23,6 +23,7 @@ import (
 	"sync"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 const (
@@ -205,7 +206,7 @@ func (t *Trace) reading(line []byte) (metering.Reading, error) {
 }
 
 // Replay gives a meter every reading of its devices, in order.
-func (t *Trace) Replay(m *metering.Meter) error {
+func (t *Trace) Replay(m *usage.Meter) error {
 	devices := m.Config().Devices
 	for _, d := range t.Devices {
 		if !slices.Contains(devices, d.UUID) {

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sampling"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/trace"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 var update = flag.Bool("update", false, "write testdata/simulated.jsonl again")
@@ -107,7 +109,7 @@ func TestReplay(t *testing.T) {
 		"testdata/h100-xid31.jsonl": {{Allocated: 18_990_408_506}},
 	} {
 		tr := load(t, path)
-		for _, play := range []func(*trace.Trace, *metering.Meter) error{(*trace.Trace).Replay, sampled} {
+		for _, play := range []func(*trace.Trace, *usage.Meter) error{(*trace.Trace).Replay, sampled} {
 			m := meter(t, tr)
 			if err := play(tr, m); err != nil {
 				t.Fatal(err)
@@ -138,13 +140,13 @@ func TestReplayXID(t *testing.T) {
 	}
 }
 
-func meter(t *testing.T, tr *trace.Trace) *metering.Meter {
+func meter(t *testing.T, tr *trace.Trace) *usage.Meter {
 	t.Helper()
 	var devices []string
 	for _, d := range tr.Devices {
 		devices = append(devices, d.UUID)
 	}
-	m, err := metering.NewMeter(metering.Config{Devices: devices, Tick: time.Millisecond, MaxGap: 3 * time.Second})
+	m, err := usage.NewMeter(usage.Config{Devices: devices, Tick: time.Millisecond, MaxGap: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,8 +154,8 @@ func meter(t *testing.T, tr *trace.Trace) *metering.Meter {
 }
 
 // sampled plays a trace through a sampler, which ends with it.
-func sampled(tr *trace.Trace, m *metering.Meter) error {
-	s := metering.Sampler{Source: tr.Player(), Meter: m}
+func sampled(tr *trace.Trace, m *usage.Meter) error {
+	s := sampling.Loop{Source: tr.Player(), Meter: m}
 	err := s.Run(context.Background())
 	if errors.Is(err, metering.ErrEnd) {
 		return nil
@@ -277,11 +279,11 @@ func FuzzParse(f *testing.F) {
 		for _, d := range tr.Devices {
 			devices = append(devices, d.UUID)
 		}
-		m, err := metering.NewMeter(metering.Config{Devices: devices})
+		m, err := usage.NewMeter(usage.Config{Devices: devices})
 		if err != nil {
 			return
 		}
-		if err := tr.Replay(m); err != nil && !errors.Is(err, metering.ErrReading) {
+		if err := tr.Replay(m); err != nil && !errors.Is(err, usage.ErrReading) {
 			t.Fatal(err)
 		}
 		if n := m.Totals().Nanos; n.Allocated < 0 {

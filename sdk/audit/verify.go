@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/merkle"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -174,11 +175,11 @@ var recordChecks = []struct {
 	name string
 	errs []error
 }{
-	{"record signatures", []error{metering.ErrSignature}},
-	{"record terms", []error{metering.ErrLease}},
-	{"hash chain", []error{metering.ErrSequence, metering.ErrForked, metering.ErrBackwards, metering.ErrReplayed}},
+	{"record signatures", []error{verify.ErrSignature}},
+	{"record terms", []error{verify.ErrLease}},
+	{"hash chain", []error{verify.ErrSequence, verify.ErrForked, verify.ErrBackwards, verify.ErrReplayed}},
 	{"arithmetic", []error{metering.ErrPrice}},
-	{"evidence", []error{metering.ErrEvidence, metering.ErrDevices, metering.ErrKind}},
+	{"evidence", []error{metering.ErrEvidence, verify.ErrDevices, metering.ErrKind}},
 }
 
 // records runs every record through the checker that a payer uses, whose clock
@@ -211,14 +212,14 @@ func (v *verifier) check(l *Lease, offer wire.SignedOffer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	config := metering.CheckerConfig{
+	config := verify.Config{
 		Key: meter, Tolerance: math.MaxInt64, Clock: noClock{},
 		Lease: offer.Meters(metering.Lease{
 			ID: l.ID, ChannelID: v.Channel, OfferHash: offer.Hash, ChainID: v.terms.ChainID, Escrow: v.terms.Escrow,
 			Price: price, OwedBefore: l.OwedBefore.Int, Devices: l.Devices,
 		}),
 	}
-	checker, err := metering.NewChecker(config)
+	checker, err := verify.New(config)
 	if err != nil {
 		return 0, err
 	}
@@ -237,12 +238,12 @@ func (v *verifier) check(l *Lease, offer wire.SignedOffer) (int, error) {
 }
 
 // overHole is a checker that goes on behind records that its keeper was not shown.
-func overHole(config metering.CheckerConfig, s metering.CheckerState, next metering.SignedRecord) (*metering.Checker, error) {
+func overHole(config verify.Config, s verify.State, next metering.SignedRecord) (*verify.Checker, error) {
 	s, err := s.Skip(next)
 	if err != nil {
 		return nil, err
 	}
-	return metering.ResumeChecker(config, s)
+	return verify.Resume(config, s)
 }
 
 // noClock is the clock of somebody who was not there.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
@@ -31,7 +32,7 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 		want     error
 		convicts bool
 	}{
-		{"a forged record", func(p *testrig.Stream) { p.Hostile.MeterKey = channel.NewKey(m.Keys[5]); p.Overcharge() }, 0, metering.ErrSignature, false},
+		{"a forged record", func(p *testrig.Stream) { p.Hostile.MeterKey = channel.NewKey(m.Keys[5]); p.Overcharge() }, 0, verify.ErrSignature, false},
 		{"a record without a signature, of no amount", func(p *testrig.Stream) {
 			document, err := json.Marshal(p.Next(50 * time.Millisecond))
 			var fields map[string]any
@@ -42,13 +43,13 @@ func TestStrangerAccusesNoPayeeInARental(t *testing.T) {
 			delete(fields, "signature")
 			p.Send(1, wire.EventUsage, fields)
 		}, 0, peer.ErrProtocol, false},
-		{"a record that came too early", func(p *testrig.Stream) { p.Usage(p.Next(36 * time.Second)) }, 0, metering.ErrClock, false},
+		{"a record that came too early", func(p *testrig.Stream) { p.Usage(p.Next(36 * time.Second)) }, 0, verify.ErrClock, false},
 		{"a record that begins elsewhere than its lease was said to", func(p *testrig.Stream) { p.Usage(p.Next(50 * time.Millisecond)) }, 1, metering.ErrPrice, false},
 		{"a record of another price", (*testrig.Stream).Overcharge, 0, metering.ErrPrice, true},
 		{"two records of one number", func(p *testrig.Stream) {
 			p.Honest(1)
 			p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
-		}, 0, metering.ErrForked, true},
+		}, 0, verify.ErrForked, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
@@ -43,8 +44,8 @@ func TestAbsenceIsBounded(t *testing.T) {
 		want   error
 	}{
 		{"the credit and a late reading", (credit + lateReading) * time.Second, nil},
-		{"more than the credit", (credit + lateReading + 1) * time.Second, metering.ErrCredit},
-		{"all the time", 900 * time.Second, metering.ErrCredit},
+		{"more than the credit", (credit + lateReading + 1) * time.Second, verify.ErrCredit},
+		{"all the time", 900 * time.Second, verify.ErrCredit},
 	} {
 		t.Run("stream/"+test.name, func(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)
@@ -138,7 +139,7 @@ func TestAbsenceIsNoBank(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.Run(t.Context()); !errors.Is(err, metering.ErrCredit) {
+			if err := l.Run(t.Context()); !errors.Is(err, verify.ErrCredit) {
 				t.Errorf("Run: %v", err)
 			}
 			if kept, err := r.Evidence(t.Context(), l.ID()); err != nil || len(kept) != 1 {

@@ -12,8 +12,8 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
@@ -93,7 +93,7 @@ func paidOrCaught(t *testing.T, r *renter.Client, ids []common.Hash) (paid uint6
 	stop()
 	for i, l := range all {
 		var d *wallet.Dispute
-		if err := <-done[i]; errors.As(err, &d) && !errors.Is(err, metering.ErrCredit) {
+		if err := <-done[i]; errors.As(err, &d) && !errors.Is(err, verify.ErrCredit) {
 			t.Errorf("%v, want ErrCredit", err)
 		}
 		s := l.Snapshot()

@@ -22,6 +22,8 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -186,7 +188,7 @@ func TestHostileLeases(t *testing.T) {
 		{"claims more time than passed", nil, func(p *testrig.Stream) {
 			p.Honest(4)
 			p.Usage(p.Next(10 * time.Second))
-		}, metering.ErrClock},
+		}, verify.ErrClock},
 		{"claims more time bit by bit", nil, func(p *testrig.Stream) {
 			for at := time.Now(); ; { // until nobody listens
 				time.Sleep(10 * time.Millisecond)
@@ -194,12 +196,12 @@ func TestHostileLeases(t *testing.T) {
 				at = at.Add(passed)
 				p.Usage(p.Next(5 * passed))
 			}
-		}, metering.ErrClock},
+		}, verify.ErrClock},
 		{"raises the price", nil, func(p *testrig.Stream) {
 			p.Honest(4)
 			p.Lease.Price.Amount = *uint256.NewInt(2 * testrig.HostilePrice)
 			last, _ := p.Recorder.Last()
-			recorder, err := metering.NewRecorder(p.Lease, p.Hostile.MeterKey, &last)
+			recorder, err := usage.NewRecorder(p.Lease, p.Hostile.MeterKey, &last)
 			if err != nil {
 				p.T.Error(err)
 			}
@@ -213,51 +215,51 @@ func TestHostileLeases(t *testing.T) {
 		{"signs two records of one number", nil, func(p *testrig.Stream) {
 			p.Honest(4)
 			p.Usage(p.Resign(p.Sent, func(r *metering.SignedRecord) { r.To++ }))
-		}, metering.ErrForked},
+		}, verify.ErrForked},
 		{"signs another record of an old number", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			old := p.Sent
 			p.Honest(2)
 			p.Usage(p.Resign(old, func(r *metering.SignedRecord) { r.To++ }))
-		}, metering.ErrForked},
+		}, verify.ErrForked},
 		{"rewrites the chain", nil, func(p *testrig.Stream) {
 			p.Honest(4)
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Previous = common.Hash{1} }))
-		}, metering.ErrForked},
+		}, verify.ErrForked},
 		{"goes on after the final record", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.LeaseID, r.Final = common.Hash{7}, true }))
-		}, metering.ErrLease},
+		}, verify.ErrLease},
 		{"skips a number", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			p.Next(50 * time.Millisecond)
 			p.Usage(p.Next(50 * time.Millisecond))
-		}, metering.ErrSequence},
+		}, verify.ErrSequence},
 		{"takes time back", nil, func(p *testrig.Stream) {
 			p.Honest(4)
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Nanos = 1 }))
-		}, metering.ErrBackwards},
+		}, verify.ErrBackwards},
 		{"sends a record of another channel", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.ChannelID = common.Hash{1} }))
-		}, metering.ErrLease},
+		}, verify.ErrLease},
 		{"sends a record under another offer", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.OfferHash = common.Hash{1} }))
-		}, metering.ErrLease},
+		}, verify.ErrLease},
 		{"sends a record of another device", nil, func(p *testrig.Stream) {
 			p.Lease.Devices = []string{sim.UUID(1)}
 			p.Restart(p.Lease, nil)
 			p.Usage(p.Next(50 * time.Millisecond))
-		}, metering.ErrDevices},
+		}, verify.ErrDevices},
 		{"sends a record of more devices", nil, func(p *testrig.Stream) {
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Devices = 2 }))
-		}, metering.ErrDevices},
+		}, verify.ErrDevices},
 		{"has another key sign", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			p.Hostile.MeterKey = channel.NewKey(p.Market.Keys[5])
 			p.Usage(p.Resign(p.Next(50*time.Millisecond), func(*metering.SignedRecord) {}))
-		}, metering.ErrSignature},
+		}, verify.ErrSignature},
 		{"swaps the evidence", nil, func(p *testrig.Stream) {
 			p.Honest(2)
 			rec := p.Next(50 * time.Millisecond)
@@ -280,7 +282,7 @@ func TestHostileLeases(t *testing.T) {
 				}
 				p.Usage(rec)
 			}
-		}, metering.ErrRoom},
+		}, verify.ErrRoom},
 		{"demands and sends no records", nil, func(p *testrig.Stream) { p.Demand(700_000, 1_000_000) }, peer.ErrDemand},
 		{"demands more than its records say", nil, func(p *testrig.Stream) {
 			for range 200 {
@@ -343,7 +345,7 @@ func TestHostileLeases(t *testing.T) {
 		}, func(*testrig.Stream) {}, peer.ErrDemand},
 		{"gives more devices than were rented", func(v *testrig.Hostile) {
 			v.ForgeLease = func(l *wire.Lease) { l.Devices = append(l.Devices, "SIM-GPU-1") }
-		}, func(*testrig.Stream) {}, metering.ErrDevices},
+		}, func(*testrig.Stream) {}, verify.ErrDevices},
 		{"calls a device what steers a terminal", func(v *testrig.Hostile) {
 			v.ForgeLease = func(l *wire.Lease) { l.Devices = []string{"GPU-\x1b[2J"} }
 		}, func(*testrig.Stream) {}, peer.ErrProtocol},
@@ -450,7 +452,7 @@ func TestLieAtTheEnd(t *testing.T) {
 	}
 	v.Mu.Unlock()
 	var dispute *wallet.Dispute
-	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, metering.ErrClock) || !errors.Is(err, peer.ErrRefused) {
+	if _, err := l.Close(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, verify.ErrClock) || !errors.Is(err, peer.ErrRefused) {
 		t.Errorf("Close: %v, want a dispute for ErrClock, and ErrRefused", err)
 	}
 	if err := <-done; err != nil {

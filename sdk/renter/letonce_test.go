@@ -9,7 +9,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -119,7 +119,7 @@ func TestNoRealOfferHasSimulatedGPUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	var d *wallet.Dispute
-	if err := l.Run(t.Context()); !errors.As(err, &d) || !errors.Is(err, metering.ErrDevices) {
+	if err := l.Run(t.Context()); !errors.As(err, &d) || !errors.Is(err, verify.ErrDevices) {
 		t.Errorf("%v, want a dispute for ErrDevices", err)
 	}
 	if paid := l.Snapshot().Paid; !paid.IsZero() {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
@@ -117,7 +118,7 @@ func TestAnotherNodeSigns(t *testing.T) {
 	done := renterrig.Background(t.Context(), l)
 	testrig.Eventually(t, "records", func() bool { return l.Snapshot().Sequence == 3 })
 	close(goOn)
-	if err := <-done; !errors.Is(err, metering.ErrSignature) {
+	if err := <-done; !errors.Is(err, verify.ErrSignature) {
 		t.Fatalf("%v", err)
 	}
 	if proofs, err := r.Equivocations(t.Context(), l.ID()); err != nil || len(proofs) != 0 {
@@ -140,7 +141,7 @@ func TestForkOfABoundMeter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
+	if err := l.Run(t.Context()); !errors.Is(err, verify.ErrForked) {
 		t.Fatalf("%v", err)
 	}
 	if kept, err := r.Store().Proofs(t.Context(), l.ID()); err != nil || len(kept) != 1 {

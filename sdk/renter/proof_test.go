@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -55,7 +56,7 @@ func TestProofIsNotCrowdedOut(t *testing.T) {
 		}
 	}
 	close(forked)
-	if err := l.Run(t.Context()); !errors.Is(err, metering.ErrForked) {
+	if err := l.Run(t.Context()); !errors.Is(err, verify.ErrForked) {
 		t.Fatalf("the fork was not noticed: %v", err)
 	}
 	proofs, err := r.Equivocations(t.Context(), l.ID())

@@ -12,7 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/bindings"
 	"github.com/gpupay/gpupay/internal/badrpc"
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -55,7 +55,7 @@ func TestFalseSettledBuysNoAbsence(t *testing.T) {
 	if paid, err := l.Lease().Payer.State(t.Context(), l.ID()); err != nil || paid.Settled.IsZero() || lies.Load() == 0 {
 		t.Fatalf("the renter holds %s for settled (%v): the endpoint was not asked for the channel", paid.Settled.Dec(), err)
 	}
-	checkAway(t, r, l, l.Run(t.Context()), metering.ErrCredit)
+	checkAway(t, r, l, l.Run(t.Context()), verify.ErrCredit)
 }
 
 // claimSettled has an endpoint say of open channels that all of their deposit was settled, and counts how often it did.

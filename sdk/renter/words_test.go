@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/gpupay/gpupay/internal/badrpc"
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -79,7 +79,7 @@ func TestWarningsNameTheChannelOnce(t *testing.T) {
 // TestDisputeNamesTheClock: a renter whose machine was stopped, and whose clock nobody set, cannot know it. What it says of its
 // provider then says what to do.
 func TestDisputeNamesTheClock(t *testing.T) {
-	for reason, named := range map[error]bool{metering.ErrClock: true, metering.ErrCredit: true, metering.ErrForked: false} {
+	for reason, named := range map[error]bool{verify.ErrClock: true, verify.ErrCredit: true, verify.ErrForked: false} {
 		if said := (&wallet.Dispute{Reason: boundlog.Plain(reason)}).Error(); strings.Contains(said, "its clock not set") != named {
 			t.Errorf("%v: %s", reason, said)
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 )
 
@@ -21,7 +22,7 @@ type Dispute struct {
 // Error says what the provider did and what to do.
 func (d *Dispute) Error() string {
 	hint := ""
-	if errors.Is(d.Reason, metering.ErrClock) || errors.Is(d.Reason, metering.ErrCredit) {
+	if errors.Is(d.Reason, verify.ErrClock) || errors.Is(d.Reason, verify.ErrCredit) {
 		hint = " (where this machine was stopped and its clock not set since, that is no lie: set it, and rent anew)"
 	}
 	return fmt.Sprintf("channel %s: %v: nothing is paid for it, the evidence is on disk: close the rental or leave it%s", d.Channel, d.Reason, hint)
@@ -41,5 +42,5 @@ func Convicts(reason error) bool {
 	if errors.Is(reason, peer.ErrProtocol) {
 		return false
 	}
-	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, metering.ErrForked) || errors.Is(reason, ErrBoundTwice)
+	return errors.Is(reason, metering.ErrPrice) || errors.Is(reason, verify.ErrForked) || errors.Is(reason, ErrBoundTwice)
 }

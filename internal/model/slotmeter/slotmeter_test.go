@@ -3,6 +3,7 @@ package slotmeter
 import (
 	"context"
 	"crypto/ecdsa"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -18,6 +19,8 @@ import (
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 )
 
 const (
@@ -53,7 +56,7 @@ type request struct {
 // renter is a lease and what both of its sides have on disk.
 type renter struct {
 	terms    metering.Lease
-	recorder *metering.Recorder
+	recorder *usage.Recorder
 	state    slots.State // durable, with the records
 	records  []metering.SignedRecord
 	books    slots.Books
@@ -93,7 +96,7 @@ func newMarket(t *rapid.T) *market {
 			ID: common.BytesToHash([]byte{1, byte(i)}), ChainID: 31337, Price: metering.Price{Amount: *uint256.NewInt(999_999_937), Unit: metering.Second},
 			Devices: m.devices, Share: m.share,
 		}
-		recorder, err := metering.NewRecorder(l, meterKey, nil)
+		recorder, err := usage.NewRecorder(l, meterKey, nil)
 		m.ok(err)
 		m.renters = append(m.renters, &renter{terms: l, recorder: recorder, books: slots.Books{Own: make(map[uint64]slots.Own)}, nextID: 1})
 	}
@@ -283,8 +286,8 @@ func (m *market) cut(r *renter, final bool) {
 		return
 	}
 	m.ok(e.Validate())
-	parsed, err := metering.ParseEvidence(e.Encode())
-	if err != nil || parsed.Hash() != e.Hash() {
+	var parsed metering.Evidence
+	if err := json.Unmarshal(e.Encode(), &parsed); err != nil || parsed.Hash() != e.Hash() {
 		m.Fatalf("%s does not parse: %v", e.Encode(), err)
 	}
 	for _, q := range e.Slots.Requests {
@@ -433,7 +436,7 @@ func (clock) After(time.Duration) <-chan time.Time { return nil }
 
 // checked has the renter's checker accept each record.
 func (m *market) checked(r *renter) {
-	check, err := metering.NewChecker(metering.CheckerConfig{Lease: r.terms, Key: meterKey.Address(), Tolerance: time.Hour, Clock: clock{}})
+	check, err := verify.New(verify.Config{Lease: r.terms, Key: meterKey.Address(), Tolerance: time.Hour, Clock: clock{}})
 	m.ok(err)
 	skip := rapid.IntRange(0, len(r.records)).Draw(m.T, "not shown")
 	books := slots.Books{Own: make(map[uint64]slots.Own)}

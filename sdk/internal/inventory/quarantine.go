@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // Quarantine keeps devices out of new leases that their source does not list now:
@@ -130,9 +131,9 @@ func (q *Quarantine) fails(uuid string) {
 // limit would else each be served for nothing. What is billed pays it off bit by bit, and at once where the device has rested for it, or
 // a device that flickers would be served for next to nothing. One interval alone, however long, is no more than half of limit: a host may
 // stand still once.
-func (q *Quarantine) serves(uuid string, in metering.Interval, limit time.Duration) {
-	unbilled := in.Class == metering.Down || in.Class == metering.Gap && in.Reason != metering.ReasonRestart
-	if !unbilled && in.Class != metering.Allocated {
+func (q *Quarantine) serves(uuid string, in usage.Interval, limit time.Duration) {
+	unbilled := in.Class == usage.Down || in.Class == usage.Gap && in.Reason != metering.ReasonRestart
+	if !unbilled && in.Class != usage.Allocated {
 		return
 	}
 	q.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // Watchdog notices that no device of a lease is metered any more: what is used from then on is billed by nobody. It goes by what the
@@ -29,8 +30,8 @@ type Watchdog struct {
 }
 
 // bills reports whether two readings enclose an interval that bill it, or would if the lease were not paused.
-func bills(in metering.Interval) bool {
-	return in.Class == metering.Allocated || in.Class == metering.Paused && in.Reason == ""
+func bills(in usage.Interval) bool {
+	return in.Class == usage.Allocated || in.Class == usage.Paused && in.Reason == ""
 }
 
 // forgiven is how many times Limit a lease is metered before its lapses are forgotten: what is served for nothing stays a hundredth of
@@ -39,7 +40,7 @@ const forgiven = 100
 
 // Saw takes one reading of a device and what the meter made of it, and reports whether the watchdog has expired with it, or is expired
 // no longer.
-func (w *Watchdog) Saw(r metering.Reading, in metering.Interval, clock metering.Clock) bool {
+func (w *Watchdog) Saw(r metering.Reading, in usage.Interval, clock metering.Clock) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.healthy = w.healthy || r.Health == metering.Healthy && r.Seen == r.Device
@@ -173,7 +174,7 @@ func NewWatch(devices []string, limit time.Duration, sick []*Quarantine) *Watch 
 }
 
 // Saw takes one reading of a device, and what the meter made of it. Readings of one lease come one after another.
-func (w *Watch) Saw(r metering.Reading, in metering.Interval, clock metering.Clock) {
+func (w *Watch) Saw(r metering.Reading, in usage.Interval, clock metering.Clock) {
 	if w == nil {
 		return
 	}

@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // rented is a lease of GPUs on a clock of its own, that is paused when its watchdog has expired, and goes on when it has not.
 type rented struct {
 	*testing.T
-	meter  *metering.Meter
+	meter  *usage.Meter
 	watch  *Watch
 	dog    Watchdog
 	now    metering.Instant
@@ -31,7 +32,7 @@ func rent(t *testing.T, q *Quarantine, devices ...string) *rented {
 	l := &rented{T: t, watch: NewWatch(devices, testGap, []*Quarantine{q}), dog: Watchdog{Limit: testGap}, last: make(map[string]int64)}
 	l.now = metering.Instant{Mono: 1e9, Boot: 1e9}
 	var err error
-	if l.meter, err = metering.NewMeter(metering.Config{Devices: devices, Tick: time.Second, MaxGap: testGap, Keep: -1}); err != nil {
+	if l.meter, err = usage.NewMeter(usage.Config{Devices: devices, Tick: time.Second, MaxGap: testGap, Keep: -1}); err != nil {
 		t.Fatal(err)
 	}
 	return l

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 )
@@ -50,7 +51,7 @@ func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 		l.Allocation.Devices = append(l.Allocation.Devices, fmt.Sprintf("GPU-%d-%d", n, gpu))
 	}
 	var err error
-	if l.Meter, err = metering.NewMeter(metering.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
+	if l.Meter, err = usage.NewMeter(usage.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
 		f.Fatal(err)
 	}
 	l.health.watchdog.Limit = 3 * handTick

@@ -12,6 +12,8 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sampling"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -32,7 +34,7 @@ type Lease struct {
 	Ending  atomic.Bool // somebody has asked it to end
 	unsure  bool        // an earlier process ran it, and may have suspended its devices without writing that down
 
-	sampled    *metering.Sampled
+	sampled    *sampling.Task
 	opened     chan struct{} // closed when its devices were looked at first, of a lease that begins here and lasts for no request
 	nextRecord *time.Timer
 	mu         sync.Mutex  // guards again
@@ -44,7 +46,7 @@ type core struct {
 	Spec
 	Status  status
 	Inbox   inbox
-	Meter   *metering.Meter // nil where a node meters the lease
+	Meter   *usage.Meter // nil where a node meters the lease
 	Devices placement.Custody
 	Fence   placement.Fence
 }
@@ -199,7 +201,7 @@ func (l *Lease) close(ctx context.Context, req Stop) {
 
 // sample has the devices read from now on, whatever state they are in. Of a lease that lasts for one request they are read before the
 // request is served, and the request waits for that: nil if nothing of it could be metered.
-func (l *Lease) sample(ctx context.Context) *metering.Sampled {
+func (l *Lease) sample(ctx context.Context) *sampling.Task {
 	if l.Read == nil {
 		return l.Deps.sampling.Attend(l.Meter, 0, l)
 	}
@@ -234,7 +236,7 @@ func (l *Lease) endSampling(req Stop) {
 
 // Sampled stops the bill at the reading that uses up the credit. It is not left
 // to the lease's goroutine, which may be waiting for a disk or a command.
-func (l *Lease) Sampled(r metering.Reading, in metering.Interval) {
+func (l *Lease) Sampled(r metering.Reading, in usage.Interval) {
 	l.Balance.account.Tally(&l.Balance)
 	l.health.devices.Saw(r, in, l.Deps.Clock)
 	if l.health.watchdog.Saw(r, in, l.Deps.Clock) {

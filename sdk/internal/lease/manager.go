@@ -18,6 +18,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sampling"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
@@ -62,7 +64,7 @@ func (h *Manager) Init() {
 	h.life = life
 	h.Deps.probing = make(chan struct{}, probes)
 	h.Deps.leaving = make(chan struct{}, 1024) // as many as the store commits at once
-	h.Deps.sampling = metering.NewSampling(h.Deps.Source, h.Deps.Clock)
+	h.Deps.sampling = sampling.New(h.Deps.Source, h.Deps.Clock)
 	h.Finish = func() {
 		end()
 		h.Deps.sampling.Close()
@@ -280,23 +282,23 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 	}
 	l.health.watchdog.Limit = l.Meter.Config().MaxGap
 	l.health.devices = inventory.NewWatch(a.Devices, l.health.watchdog.Limit, h.Deps.Sick)
-	if l.Records.recorder, err = metering.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
+	if l.Records.recorder, err = usage.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
 		return l, err
 	}
 	return l, h.Prepaid(l)
 }
 
-func newMeter(devices []string, o wire.Offer, saved *metering.State) (*metering.Meter, error) {
-	config := metering.Config{
+func newMeter(devices []string, o wire.Offer, saved *usage.State) (*usage.Meter, error) {
+	config := usage.Config{
 		Devices: devices,
 		Tick:    time.Duration(o.Tick) * time.Millisecond,
 		MaxGap:  time.Duration(o.MaxGap) * time.Millisecond,
 		Keep:    -1, // nobody asks a provider for samples: the root in the record tells whether two meters saw the same
 	}
 	if saved != nil {
-		return metering.Restore(config, *saved)
+		return usage.Restore(config, *saved)
 	}
-	return metering.NewMeter(config)
+	return usage.NewMeter(config)
 }
 
 // launch lets a lease run. Its view starts where its last record is.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
@@ -20,7 +21,7 @@ type records struct {
 	*core
 	balance *balance
 
-	recorder *metering.Recorder
+	recorder *usage.Recorder
 	draft    *leasestore.Pending                                         // measured, not yet signed: it is signed as it is, or never
 	Unstored *metering.SignedRecord                                      // signed, not yet on disk: the store failed
 	Closing  atomic.Pointer[func(*sqlx.Tx, metering.SignedRecord) error] // goes to disk with the final record
@@ -171,7 +172,7 @@ func (r *records) sign(ctx context.Context, p leasestore.Pending) (metering.Sign
 // writtenRecord is a record that was on disk, and where the meter stood at it.
 type writtenRecord struct {
 	record metering.SignedRecord
-	meter  metering.State
+	meter  usage.State
 }
 
 // maxWritten is how many of them a lease remembers: a server that is further behind has lost more than the lease can tell.
@@ -201,7 +202,7 @@ func (r *records) writeAgain(ctx context.Context) error {
 
 // Commit has the record that was signed on disk, and its charge, under the fencing token.
 func (r *records) Commit(ctx context.Context) error {
-	rec, books, meter := *r.Unstored, r.Deps.Store.Records, metering.State{} // a node keeps that of what it meters
+	rec, books, meter := *r.Unstored, r.Deps.Store.Records, usage.State{} // a node keeps that of what it meters
 	if books.Late = !r.MetersHere(); !books.Late {
 		meter = r.Meter.Save()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/sampling"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
@@ -52,7 +53,7 @@ type Deps struct {
 	probing  chan struct{}                               // bounds how many are asked at a time
 	Source   metering.Source
 	Clock    metering.Clock
-	sampling *metering.Sampling      // of source, for all leases
+	sampling *sampling.Scheduler     // of source, for all leases
 	Sick     []*inventory.Quarantine // hear which devices cannot be read
 	Store    leasestore.Store
 	Row      uint256.Int           // base units of a channel that a settlement fetches at least

@@ -9,6 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -98,13 +99,13 @@ func (r Row) MeterBinding() (*wire.MeterBinding, error) {
 // Pending is the next record of a lease, before it is signed, and where the
 // meter is after it.
 type Pending struct {
-	metering.Draft
-	Meter metering.State `json:"meter"`
+	usage.Draft
+	Meter usage.State `json:"meter"`
 }
 
 // Resume is where the meter was at the lease's newest record, signed or about to
 // be, and the record that is about to be.
-func (r Row) Resume(last *metering.SignedRecord) (*metering.State, *metering.Record, *Pending, error) {
+func (r Row) Resume(last *metering.SignedRecord) (*usage.State, *metering.Record, *Pending, error) {
 	var record *metering.Record
 	if last != nil {
 		record = &last.Record
@@ -119,7 +120,7 @@ func (r Row) Resume(last *metering.SignedRecord) (*metering.State, *metering.Rec
 	if last == nil {
 		return nil, nil, nil, nil
 	}
-	var saved metering.State
+	var saved usage.State
 	if err := json.Unmarshal([]byte(r.Meter), &saved); err != nil {
 		return nil, nil, nil, fmt.Errorf("stored meter of lease %s: %w", r.ID, err)
 	}

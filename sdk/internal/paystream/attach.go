@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
@@ -277,7 +278,7 @@ func (l *checks) Judge(lease wire.Lease) error {
 		return err
 	}
 	if len(lease.Devices) != l.Row.GPUs {
-		return fmt.Errorf("%w: %d in the lease, %d were rented", metering.ErrDevices, len(lease.Devices), l.Row.GPUs)
+		return fmt.Errorf("%w: %d in the lease, %d were rented", verify.ErrDevices, len(lease.Devices), l.Row.GPUs)
 	}
 	for _, uuid := range lease.Devices {
 		if uuid == "" || uuid != peer.Printable(uuid) {
@@ -295,7 +296,7 @@ func (l *checks) Judge(lease wire.Lease) error {
 // before, and its first byte may be late or come with a second answer. What a
 // provider could gain by it, the credit bounds.
 func (l *checks) startClock() error {
-	state := metering.CheckerState{BootID: l.Row.AskedBoot, Owed: l.Row.OwedBefore, Start: *l.Row.Asked}
+	state := verify.State{BootID: l.Row.AskedBoot, Owed: l.Row.OwedBefore, Start: *l.Row.Asked}
 	if err := l.resumeChecker(state); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
@@ -58,7 +59,7 @@ func (l *checks) Check(ctx context.Context, document []byte) error {
 	began := l.Checker.State().Start
 	err = l.Checker.CheckWithin(rec, most)
 	l.parted(began)
-	if errors.Is(err, metering.ErrReplayed) {
+	if errors.Is(err, verify.ErrReplayed) {
 		return nil
 	}
 	if err != nil {
@@ -120,7 +121,7 @@ const spareRecords = 64
 var ErrFlood = errors.New("provider sends more records than it offered")
 
 // tooDense refuses records that are denser than half of the time between them
-// that was offered: each is kept, and costs us disk ([metering.RecordRoom]). One more may come with each
+// that was offered: each is kept, and costs us disk ([verify.RecordRoom]). One more may come with each
 // voucher, after which a suspended lease goes on.
 func (l *checks) tooDense(rec metering.SignedRecord) error {
 	half := max(int64(l.Offer.RecordEvery)*int64(time.Millisecond)/2, 1)
@@ -156,11 +157,11 @@ func (l *checks) contradicted(ctx context.Context, rec metering.SignedRecord, do
 	}
 	domain := l.Escrow.Domain()
 	separator := metering.Domain(domain.ChainID(), domain.Escrow())
-	if errors.Is(cause, metering.ErrSequence) && rec.Digest(separator) == kept.Digest(separator) {
+	if errors.Is(cause, verify.ErrSequence) && rec.Digest(separator) == kept.Digest(separator) {
 		return nil
 	}
-	if errors.Is(cause, metering.ErrSequence) { // signed, and not what was signed before
-		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, metering.ErrForked)
+	if errors.Is(cause, verify.ErrSequence) { // signed, and not what was signed before
+		cause = fmt.Errorf("lease %s, record %d: %w: there are two of this number", rec.LeaseID, rec.Sequence, verify.ErrForked)
 	}
 	proven := l.Store.Prove(context.WithoutCancel(ctx), l.Row.Offer, l.Row.Binding, kept, rec, l.Wallet.Now().UnixMilli())
 	both, err := json.Marshal(map[string]json.RawMessage{"accepted": evidence.OfRecord(kept, earlier), "refused": evidence.OfRecord(rec, document)})
@@ -171,12 +172,12 @@ func (l *checks) contradicted(ctx context.Context, rec metering.SignedRecord, do
 }
 
 // resumeChecker has records checked on from a state, by what this renter knows itself about the lease.
-func (l *checks) resumeChecker(state metering.CheckerState) error {
+func (l *checks) resumeChecker(state verify.State) error {
 	meter, err := l.Offer.MeterOf(l.Row.Lease, l.ID, l.Row.Binding)
 	if err != nil {
 		return err
 	}
-	checker, err := metering.ResumeChecker(metering.CheckerConfig{
+	checker, err := verify.Resume(verify.Config{
 		Key: meter, Tolerance: l.Wallet.Tolerance, Clock: l.Wallet.Clock,
 		RecordEvery: l.Offer.MinRecordEvery(),
 		Lease: l.Offer.Meters(metering.Lease{

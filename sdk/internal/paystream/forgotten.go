@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -51,7 +51,7 @@ func (l *leaseStream) another(ctx context.Context, lease wire.Lease, document []
 
 // stopForgotten ends the time that is paid of a lease that is found out about while the rental is closed: when Close was asked
 // for, which is when the lease before was stopped, unless that had ended long ago.
-func (l *checks) stopForgotten(ctx context.Context, before metering.CheckerState, ended bool) error {
+func (l *checks) stopForgotten(ctx context.Context, before verify.State, ended bool) error {
 	if err := l.StopClock(ctx); err != nil {
 		return err
 	}

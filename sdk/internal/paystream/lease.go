@@ -11,6 +11,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/awake"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
@@ -49,7 +50,7 @@ type checks struct {
 	Price     metering.Price
 	credit    uint256.Int // base units that the provider serves ahead of vouchers
 
-	Checker  *metering.Checker
+	Checker  *verify.Checker
 	Demand   Demand
 	awake    awake.Clock // what silence and patience are measured by
 	listened time.Time   // Ledger.Heard, by awake

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -62,7 +63,7 @@ func TestRentalCarries(t *testing.T) {
 				t.Fatal(err)
 			}
 			carried += more
-			l.Row.Checker = &metering.CheckerState{Nanos: nanos, Owed: owed, Final: true}
+			l.Row.Checker = &verify.State{Nanos: nanos, Owed: owed, Final: true}
 		}
 		if err := l.TurnOver(); err != nil {
 			t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
@@ -141,7 +141,7 @@ func (n *Nodes) TakeOver(ctx context.Context, c *nodelink.Client, row leasestore
 		return remote.outpaced(ctx, err)
 	}
 	err = remote.syncAll(ctx)
-	if errors.Is(err, metering.ErrClock) {
+	if errors.Is(err, verify.ErrClock) {
 		n.Config.Log.Warn("what a node metered of a lease after it was asked to end is billed to nobody", "lease", row.ID, "channel", row.Channel, "error", err)
 		err = nil
 	}

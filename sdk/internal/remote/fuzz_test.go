@@ -11,6 +11,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -32,11 +34,11 @@ func FuzzNodeAnswer(f *testing.F) {
 	key := fixedKey(f)
 	terms := metering.Lease{ID: common.Hash{1}, ChannelID: common.Hash{2}, OfferHash: common.Hash{3}, ChainID: 1, Escrow: common.Address{4},
 		Price: metering.Price{Amount: *uint256.NewInt(1000), Unit: metering.Second}, Devices: []string{"SIM-GPU-0"}, Simulated: true}
-	recorder, err := metering.NewRecorder(terms, key, nil)
+	recorder, err := usage.NewRecorder(terms, key, nil)
 	if err != nil {
 		f.Fatal(err)
 	}
-	meter, err := metering.NewMeter(metering.Config{Devices: terms.Devices})
+	meter, err := usage.NewMeter(usage.Config{Devices: terms.Devices})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -59,7 +61,7 @@ func FuzzNodeAnswer(f *testing.F) {
 		if nodelink.Parse(answer, &l) != nil {
 			return
 		}
-		checker, err := metering.ResumeChecker(metering.CheckerConfig{Lease: terms, Key: key.Address(), Tolerance: time.Minute}, checkedTo(nil, terms, time.Now().UnixNano()))
+		checker, err := verify.Resume(verify.Config{Lease: terms, Key: key.Address(), Tolerance: time.Minute}, checkedTo(nil, terms, time.Now().UnixNano()))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
@@ -23,8 +24,8 @@ type Lease struct {
 	lease   *lease.Lease
 	shares  *Shares
 	node    *nodelink.Client
-	Checker *metering.Checker // of what the node signs
-	failing bool              // the last Sync failed, and was logged
+	Checker *verify.Checker // of what the node signs
+	failing bool            // the last Sync failed, and was logged
 	foreign func([]metering.DeviceEvidence) error
 
 	lostTerm func(ctx context.Context, refusal error) error // see Nodes.outpaced
@@ -47,7 +48,7 @@ func (n *Nodes) NewLease(l *lease.Lease, row leasestore.Row, terms metering.Leas
 	if c == nil {
 		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.Names())
 	}
-	config := metering.CheckerConfig{Lease: terms, Key: meter, Tolerance: n.Config.Tolerance, RecordEvery: metering.MinRecordEvery}
+	config := verify.Config{Lease: terms, Key: meter, Tolerance: n.Config.Tolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {
 		config.Clock, config.Tolerance = stoppedClock{at: row.EndedAt}, min(config.Tolerance, EndTolerance)
 	}
@@ -55,7 +56,7 @@ func (n *Nodes) NewLease(l *lease.Lease, row leasestore.Row, terms metering.Leas
 	if last != nil && row.EndedAt == 0 {
 		state.Elapsed += int64(n.Config.Credit) // of one GPU: what was served while we did not look, and our wall clock may not know of
 	}
-	checker, err := metering.ResumeChecker(config, state)
+	checker, err := verify.Resume(config, state)
 	foreign := func(billed []metering.DeviceEvidence) error { return n.CheckSlices(name, billed) }
 	lostTerm := func(ctx context.Context, refusal error) error { return n.outpaced(ctx, terms.ID, row.Term, refusal) }
 	return &Lease{lease: l, shares: n.Config.Shares, node: c, Checker: checker, foreign: foreign, lostTerm: lostTerm, heard: row.EndedAt > 0, shown: rate.NewLimiter(1, StatesAtOnce)}, err
@@ -84,14 +85,14 @@ func (stoppedClock) BootID() string { return "" }
 // checkedTo is the state of a checker that has seen a lease's records up to last: as much time passed as they bill, at least,
 // though the wall clock was set back.
 // startedAt is unix nanoseconds, before the node was asked to begin.
-func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int64) metering.CheckerState {
-	s := metering.CheckerState{Owed: terms.OwedBefore, Start: metering.Instant{Wall: startedAt}}
+func checkedTo(last *metering.SignedRecord, terms metering.Lease, startedAt int64) verify.State {
+	s := verify.State{Owed: terms.OwedBefore, Start: metering.Instant{Wall: startedAt}}
 	if last == nil {
 		return s
 	}
 	s.Last, s.Sequence = last.Digest(metering.Domain(terms.ChainID, terms.Escrow)), last.Sequence
 	s.Nanos, s.Owed, s.Final = last.Nanos, last.Owed, last.Final
-	s.Devices, s.Rest = last.Evidence.CheckedTo(), last.Evidence.Rest()
+	s.Devices, s.Rest = verify.Ends(last.Evidence), last.Evidence.Rest()
 	for _, d := range s.Devices {
 		s.Elapsed = max(s.Elapsed, d.Total)
 	}
@@ -212,7 +213,7 @@ func (r *Lease) take(ctx context.Context, rec metering.SignedRecord) error {
 		return fmt.Errorf("%w: node %s: %w", ErrInvalidRecord, r.node.Name, err)
 	}
 	if err := r.Checker.Check(rec); err != nil {
-		if errors.Is(err, metering.ErrClock) {
+		if errors.Is(err, verify.ErrClock) {
 			return fmt.Errorf("node %s: %w", r.node.Name, err) // our own clock may be behind: asked again
 		}
 		return fmt.Errorf("%w: node %s: %w", ErrInvalidRecord, r.node.Name, err)
@@ -231,7 +232,7 @@ func (r *Lease) same(ctx context.Context, rec metering.SignedRecord) error {
 	is, _ := json.Marshal([]metering.SignedRecord{rec})
 	if string(was) != string(is) {
 		return fmt.Errorf("%w: node %s: %w: it gives another record %d of lease %s than the one on disk",
-			ErrInvalidRecord, r.node.Name, metering.ErrForked, rec.Sequence, r.lease.ID)
+			ErrInvalidRecord, r.node.Name, verify.ErrForked, rec.Sequence, r.lease.ID)
 	}
 	return nil
 }

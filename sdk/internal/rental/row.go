@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/sharedcredit"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -84,15 +85,15 @@ type Row struct {
 	// Spans are the stretches of each device's time that were billed.
 	Spans []billed.Span `json:"spans,omitempty"`
 
-	Lease      common.Hash            `json:"lease"`
-	Secret     string                 `json:"secret,omitempty"`
-	Devices    []string               `json:"devices,omitempty"`
-	Access     json.RawMessage        `json:"-"` // often a password: the lease's stream brings it again
-	OwedBefore uint256.Int            `json:"owedBefore"`
-	Binding    *wire.MeterBinding     `json:"binding,omitempty"` // whose key signs its records; nil: the one that its offer names
-	Checker    *metering.CheckerState `json:"checker,omitempty"`
-	Ended      string                 `json:"ended,omitempty"` // why the lease is over
-	Dispute    string                 `json:"dispute,omitempty"`
+	Lease      common.Hash        `json:"lease"`
+	Secret     string             `json:"secret,omitempty"`
+	Devices    []string           `json:"devices,omitempty"`
+	Access     json.RawMessage    `json:"-"` // often a password: the lease's stream brings it again
+	OwedBefore uint256.Int        `json:"owedBefore"`
+	Binding    *wire.MeterBinding `json:"binding,omitempty"` // whose key signs its records; nil: the one that its offer names
+	Checker    *verify.State      `json:"checker,omitempty"`
+	Ended      string             `json:"ended,omitempty"` // why the lease is over
+	Dispute    string             `json:"dispute,omitempty"`
 	// OfSite is whether Dispute is held against the rental's site alone: nothing that the payee signed proves it.
 	OfSite bool     `json:"ofSite,omitempty"`
 	Closed *Closing `json:"closed,omitempty"`

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -123,11 +124,11 @@ func (m *Mill) serve(s *Seller, w http.ResponseWriter, p x402.PaymentPayload) bo
 func (m *Mill) record(lease metering.Lease, worth time.Duration) metering.SignedRecord {
 	clock := sim.NewClock()
 	source := sim.New(1, sim.Options{Clock: clock})
-	meter, err := metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond})
+	meter, err := usage.NewMeter(usage.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond})
 	if err != nil {
 		m.t.Error(err)
 	}
-	recorder, err := metering.NewRecorder(lease, m.Meter, nil)
+	recorder, err := usage.NewRecorder(lease, m.Meter, nil)
 	if err != nil {
 		m.t.Error(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -24,8 +25,8 @@ type Stream struct {
 	Lease    metering.Lease
 	Clock    *sim.Clock
 	Source   *sim.Source
-	Meter    *metering.Meter
-	Recorder *metering.Recorder
+	Meter    *usage.Meter
+	Recorder *usage.Recorder
 	Sent     metering.SignedRecord // by Usage, the last one
 }
 
@@ -44,10 +45,10 @@ func (v *Hostile) NewStream(w http.ResponseWriter, channelID common.Hash) *Strea
 // Restart meters from now on under other terms.
 func (p *Stream) Restart(lease metering.Lease, last *metering.Record) {
 	var err error
-	if p.Meter, err = metering.NewMeter(metering.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond}); err != nil {
+	if p.Meter, err = usage.NewMeter(usage.Config{Devices: lease.Devices, Tick: 50 * time.Millisecond}); err != nil {
 		p.T.Error(err)
 	}
-	if p.Recorder, err = metering.NewRecorder(lease, p.Hostile.MeterKey, last); err != nil {
+	if p.Recorder, err = usage.NewRecorder(lease, p.Hostile.MeterKey, last); err != nil {
 		p.T.Error(err)
 	}
 	p.read(lease.Devices[0])

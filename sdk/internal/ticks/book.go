@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 )
 
@@ -59,14 +60,14 @@ type Pending struct {
 
 // Lease is one that is paid by ticks, as a checker must remember it.
 type Lease struct {
-	Lease      common.Hash           `json:"lease"`
-	Offer      json.RawMessage       `json:"offer"`
-	Devices    []string              `json:"devices"`
-	OwedBefore uint256.Int           `json:"owedBefore"`
-	Checker    metering.CheckerState `json:"checker"`
-	Began      metering.Instant      `json:"began,omitzero"` // no earlier, on our clocks
-	BeganBoot  string                `json:"beganBoot,omitempty"`
-	Together   leaseClock            `json:"together,omitzero"` // that the GPUs' time in sum is held to
+	Lease      common.Hash      `json:"lease"`
+	Offer      json.RawMessage  `json:"offer"`
+	Devices    []string         `json:"devices"`
+	OwedBefore uint256.Int      `json:"owedBefore"`
+	Checker    verify.State     `json:"checker"`
+	Began      metering.Instant `json:"began,omitzero"` // no earlier, on our clocks
+	BeganBoot  string           `json:"beganBoot,omitempty"`
+	Together   leaseClock       `json:"together,omitzero"` // that the GPUs' time in sum is held to
 
 	// Lent is by how many ns the leases before ran ahead of our clock: so much of the channel's tolerance is used.
 	Lent int64 `json:"lent,omitempty,string"`

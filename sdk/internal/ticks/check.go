@@ -8,6 +8,7 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -67,7 +68,7 @@ func (c *Channel) lease(said wire.Tick, a Ask) (*Lease, error) {
 		return &kept, nil
 	}
 	if len(said.Devices) != a.GPUs {
-		return nil, Violationf("%w: %d in the lease, %d were paid", metering.ErrDevices, len(said.Devices), a.GPUs)
+		return nil, Violationf("%w: %d in the lease, %d were paid", verify.ErrDevices, len(said.Devices), a.GPUs)
 	}
 	for _, uuid := range said.Devices {
 		if uuid == "" || uuid != peer.Printable(uuid) {
@@ -98,7 +99,7 @@ func (c *Channel) lease(said wire.Tick, a Ask) (*Lease, error) {
 		Lent:  max(c.Ticking.ahead(p), c.unpassed(earlier, p, len(said.Devices))),
 		Began: each.Start, BeganBoot: p.Boot, Together: together,
 		Lease: said.LeaseID, Offer: a.Offer.Document, Devices: said.Devices, OwedBefore: said.Record.OwedBefore,
-		Checker: metering.CheckerState{BootID: p.Boot, Start: each.Start, Owed: said.Record.OwedBefore, Kept: kept},
+		Checker: verify.State{BootID: p.Boot, Start: each.Start, Owed: said.Record.OwedBefore, Kept: kept},
 	}, nil
 }
 
@@ -119,7 +120,7 @@ func (a Ask) earlier(b *Book, rec metering.SignedRecord) (uint256.Int, error) {
 	p := b.Tick
 	added := uint64(max(0, rec.Evidence.Nanos))
 	if added > rec.Nanos {
-		return uint256.Int{}, Violationf("%w: %d ns are new of %d", metering.ErrBackwards, added, rec.Nanos)
+		return uint256.Int{}, Violationf("%w: %d ns are new of %d", verify.ErrBackwards, added, rec.Nanos)
 	}
 	earlier, err := a.Price.Charge(rec.Nanos - added)
 	if err != nil {
@@ -152,7 +153,7 @@ func (c *Channel) hasPassed(earlier uint256.Int, rec metering.SignedRecord) erro
 		over = max(over, d.Total-d.Nanos.Allocated-l.each().since(now, l.reserved(now.Prior, metering.Price{}, 1)))
 	}
 	if over > tolerance {
-		return Violationf("%w: %s owed before this tick is %s more GPU time than passed since lease %s", metering.ErrClock, earlier.Dec(), time.Duration(over), l.Lease)
+		return Violationf("%w: %s owed before this tick is %s more GPU time than passed since lease %s", verify.ErrClock, earlier.Dec(), time.Duration(over), l.Lease)
 	}
 	return nil
 }
@@ -212,7 +213,7 @@ func (c *Channel) checkRecord(lease *Lease, rec metering.SignedRecord) error {
 	all.Elapsed = max(0, c.Clock.Now().Boot-all.Start.Boot)
 	if most := all.Elapsed + int64(c.tolerance(lease)); lease.ranTogether() > most {
 		return Violationf("lease %s, record %d: %w: %d ns over %d GPUs, and of each at most %d ns were paid for, or passed here",
-			rec.LeaseID, rec.Sequence, metering.ErrClock, rec.Nanos, len(lease.Devices), most)
+			rec.LeaseID, rec.Sequence, verify.ErrClock, rec.Nanos, len(lease.Devices), most)
 	}
 	return nil
 }
@@ -223,7 +224,7 @@ func (c *Channel) tolerance(l *Lease) time.Duration {
 }
 
 // checker of a lease's records, which are as many as there are ticks: no offer says how long these are.
-func (c *Channel) checker(lease *Lease, state metering.CheckerState) (*metering.Checker, error) {
+func (c *Channel) checker(lease *Lease, state verify.State) (*verify.Checker, error) {
 	offer, err := wire.ParseOffer(lease.Offer)
 	if err != nil {
 		return nil, fmt.Errorf("channel %s: its offer on disk does not parse; restore the database from its backup: %w", c.ID, err)
@@ -232,7 +233,7 @@ func (c *Channel) checker(lease *Lease, state metering.CheckerState) (*metering.
 	if err != nil {
 		return nil, err
 	}
-	checker, err := metering.ResumeChecker(metering.CheckerConfig{
+	checker, err := verify.Resume(verify.Config{
 		Key: common.Address(offer.Meter), Tolerance: c.tolerance(lease), Clock: c.Clock,
 		RecordEvery: metering.MinRecordEvery,
 		Lease: offer.Meters(metering.Lease{

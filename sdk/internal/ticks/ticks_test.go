@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/units"
@@ -41,10 +42,10 @@ func TestX402FirstRecord(t *testing.T) {
 	}{
 		{0, 0, 1000, nil},
 		{1e9, 1e9, 1000, nil},
-		{2e9, 1e9, 0, nil},               // a second before the tick: 1000 base units
-		{2e9, 1e9, 1, peer.ErrDemand},    // and one more
-		{0, 0, 1001, peer.ErrDemand},     // more than was charged
-		{0, 1, 0, metering.ErrBackwards}, // new time that is none
+		{2e9, 1e9, 0, nil},             // a second before the tick: 1000 base units
+		{2e9, 1e9, 1, peer.ErrDemand},  // and one more
+		{0, 0, 1001, peer.ErrDemand},   // more than was charged
+		{0, 1, 0, verify.ErrBackwards}, // new time that is none
 	} {
 		l, err := lease(row.nanos, row.added, row.before)
 		if !errors.Is(err, row.want) || (l == nil) != (row.want != nil) {
@@ -96,10 +97,10 @@ func TestX402IdleAllowance(t *testing.T) {
 	} {
 		asked := metering.Instant{Boot: int64(24 * time.Hour), Mono: int64(24 * time.Hour), Wall: time.Now().UnixNano()}
 		began := int64(row.elapsed + row.idle)
-		l := &Lease{Devices: []string{"GPU-a"}, Checker: metering.CheckerState{
+		l := &Lease{Devices: []string{"GPU-a"}, Checker: verify.State{
 			BootID: row.bootLast, Sequence: 1, Elapsed: int64(row.elapsed), Owed: *uint256.NewInt(10),
 			Start:   metering.Instant{Boot: asked.Boot - began, Mono: asked.Mono - began, Wall: asked.Wall - began - int64(row.missed)},
-			Devices: []metering.CheckedDevice{{UUID: "GPU-a", Total: int64(row.ran)}},
+			Devices: []verify.Device{{UUID: "GPU-a", Total: int64(row.ran)}},
 		}}
 		b := &Book{Tick: &Pending{Prior: *uint256.NewInt(15), Asked: asked, Boot: row.bootAsked}}
 		b.forfeit(l, price, asked, row.bootAsked)
@@ -113,7 +114,7 @@ func TestX402IdleAllowance(t *testing.T) {
 // TestX402SinceTheNewestRecord: by the monotonic clock while the machine runs, by the wall after a reboot, and never less
 // than nothing.
 func TestX402SinceTheNewestRecord(t *testing.T) {
-	l := &Lease{Checker: metering.CheckerState{BootID: "a", Start: metering.Instant{Boot: 1000, Wall: 50_000}, Elapsed: 300}}
+	l := &Lease{Checker: verify.State{BootID: "a", Start: metering.Instant{Boot: 1000, Wall: 50_000}, Elapsed: 300}}
 	for _, c := range []struct {
 		boot  string
 		asked metering.Instant
@@ -184,7 +185,7 @@ func TestX402ClocksOfAnHonestLease(t *testing.T) {
 				}
 			}
 		}
-		l := &Lease{Offer: offer.Document, Devices: make([]string, gpus), Checker: metering.CheckerState{BootID: "b", Start: at}}
+		l := &Lease{Offer: offer.Document, Devices: make([]string, gpus), Checker: verify.State{BootID: "b", Start: at}}
 		l.Together = l.each()
 		b, prior := new(Book), int64(0)
 		for range 20 {
@@ -210,7 +211,7 @@ func TestX402ClocksOfAnHonestLease(t *testing.T) {
 			s.Sequence, s.Nanos, s.Owed = s.Sequence+1, uint64(sum()), *uint256.NewInt(uint64(sum() / unit))
 			s.Devices = nil
 			for _, n := range ran {
-				s.Devices = append(s.Devices, metering.CheckedDevice{Total: n})
+				s.Devices = append(s.Devices, verify.Device{Total: n})
 			}
 			s.Elapsed, l.Together.Elapsed = at.Boot-s.Start.Boot, at.Boot-l.Together.Start.Boot
 			if l.ran() > s.Elapsed+1 || l.ranTogether() > l.Together.Elapsed+1 {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -86,7 +87,7 @@ func (b *meteredBooks) request(nanos, room uint64, again bool) {
 		return err
 	}
 	for range map[bool]int{false: 1, true: 2}[again] { // a commit whose answer was lost is made once more
-		if err := b.store.Records.Append(ctx, 0, rec, metering.State{}, &closing); err != nil {
+		if err := b.store.Records.Append(ctx, 0, rec, usage.State{}, &closing); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
@@ -138,7 +139,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 			t.Fatalf("the relay's answer was believed, or not read: %v", err)
 		}
 	}
-	if !errors.Is(err, metering.ErrClock) {
+	if !errors.Is(err, verify.ErrClock) {
 		t.Fatal(err)
 	}
 	if err := n.x.w.Vet(t.Context(), n.account().Payee, peer.SiteOf(n.Server.URL)); err != nil {
@@ -275,10 +276,10 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 		{"an endless answer", peer.ErrProtocol, nil, func(resp *http.Response) { resp.Body = io.NopCloser(endless{}) }},
 		{"record of another lease", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.LeaseID[0]++ })},
 		{"record of another channel", peer.ErrProtocol, nil, rewrite(func(k *wire.Tick) { k.ChannelID[0]++ })},
-		{"record that was changed", metering.ErrSignature, nil, rewrite(func(k *wire.Tick) { k.Record.Nanos++ })},
+		{"record that was changed", verify.ErrSignature, nil, rewrite(func(k *wire.Tick) { k.Record.Nanos++ })},
 		{"another offer", peer.ErrOffer, nil, rewrite(func(k *wire.Tick) { k.OfferHash[0]++ })},
-		{"more devices than were paid", metering.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices = append(k.Devices, "GPU-x") })},
-		{"another device than was metered", metering.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices[0] = "GPU-x" })},
+		{"more devices than were paid", verify.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices = append(k.Devices, "GPU-x") })},
+		{"another device than was metered", verify.ErrDevices, nil, rewrite(func(k *wire.Tick) { k.Devices[0] = "GPU-x" })},
 		{"a body that says another charge", ErrOvercharged, nil, rewrite(func(k *wire.Tick) { k.Charged.AddUint64(&k.Charged.Int, 1) })},
 		{"a receipt over more than the record", ErrOvercharged, nil, func(resp *http.Response) {
 			receipt, err := x402.ParseSettleResponse(resp.Header)
@@ -292,7 +293,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		{"more time than passed", metering.ErrClock, frozen{}, nil},
+		{"more time than passed", verify.ErrClock, frozen{}, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			n := newTenant(t, r)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
@@ -96,7 +97,7 @@ func TestX402IdleTimeIsNotBilled(t *testing.T) {
 	for range 10 {
 		var d *wallet.Dispute
 		tick, err := n.rental.Tick(t.Context())
-		if errors.As(err, &d) && errors.Is(err, metering.ErrClock) {
+		if errors.As(err, &d) && errors.Is(err, verify.ErrClock) {
 			break
 		}
 		if err != nil {
@@ -131,7 +132,7 @@ func TestX402StrangersUnitKeepsTheClock(t *testing.T) {
 				break
 			}
 		}
-		if !errors.Is(err, metering.ErrClock) || !errors.As(err, &d) {
+		if !errors.Is(err, verify.ErrClock) || !errors.As(err, &d) {
 			t.Errorf("%d of a stranger: %v", amount, err)
 		}
 	}

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/ticks"
@@ -147,7 +147,7 @@ func TestX402TimeOfAllGPUs(t *testing.T) {
 				billed += tick.Charged.Uint64()
 			}
 			var d *wallet.Dispute
-			if !errors.As(err, &d) || !errors.Is(err, metering.ErrClock) {
+			if !errors.As(err, &d) || !errors.Is(err, verify.ErrClock) {
 				t.Errorf("%v, want a dispute about the clock", err)
 			}
 			passed := time.Duration(clock.Now().Boot - ours.Ticking.Checker.Start.Boot)

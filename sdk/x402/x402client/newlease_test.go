@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/verify"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/ticks"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -46,11 +47,11 @@ func TestX402NewLeasesFillNoDisk(t *testing.T) {
 		}
 		kept += len(tick.Record.Evidence.Encode())
 	}
-	most := (int(time.Since(began)/metering.MinRecordEvery) + 100) * int(metering.RecordRoom(1))
+	most := (int(time.Since(began)/metering.MinRecordEvery) + 100) * int(verify.RecordRoom(1))
 	if kept > most || kept == 0 {
 		t.Errorf("%d bytes are kept, in this time there is room for %d", kept, most)
 	}
-	if err != nil && !errors.Is(err, metering.ErrRoom) {
+	if err != nil && !errors.Is(err, verify.ErrRoom) {
 		t.Error(err)
 	}
 }
@@ -95,7 +96,7 @@ func TestX402NewLeasesBillNoMoreThanPassed(t *testing.T) {
 			if most := uint64((time.Since(began) + ticks.Tolerance).Milliseconds()); paid > most || paid == 0 {
 				t.Errorf("%d ms were paid for, %d passed and are tolerated", paid, most)
 			}
-			if !errors.As(err, &d) || !errors.Is(err, metering.ErrClock) {
+			if !errors.As(err, &d) || !errors.Is(err, verify.ErrClock) {
 				t.Errorf("%v, want a dispute about the clock", err)
 			}
 		})
