@@ -79,6 +79,8 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
 	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering metering/sampling metering/usage sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
+	{"sdk/internal/gateways", "channel channel/store metering sdk/chain sdk/gpu sdk/internal/cluster sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore " +
+		"sdk/internal/placement sdk/internal/run sdk/settle sdk/wire"},
 	{"sdk/internal/reserve", "channel/store sdk/gpu sdk/internal/cluster"},
 	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
 	{"sdk/internal/sessionscheme", "channel channel/store internal/eip712 internal/fault internal/u256 metering sdk/chain sdk/internal/admit " +

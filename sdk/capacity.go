@@ -64,7 +64,7 @@ func (p *Provider) leftBeside(others []int) (int, error) {
 // free is how many GPUs a new lease could have now. nil: the allocator does not say.
 func (p *Provider) free() *int {
 	free := 0
-	if (leaseDirectory{&p.leases, p}).TakesLeases() != nil {
+	if p.directory.TakesLeases() != nil {
 		return &free
 	}
 	if _, ok := p.config.Allocator.(gpu.Capacity); !ok && p.nodes == nil {

@@ -118,16 +118,16 @@ func superseded(t *testing.T, resp *http.Response) {
 	}
 }
 
-// gateways are two over one database, each with an endpoint of its own to a chain whose blocks come while still is false. The first
+// twoGateways are two over one database, each with an endpoint of its own to a chain whose blocks come while still is false. The first
 // stops where the test arms it, when its endpoint has agreed to a call of a kind.
-type gateways struct {
+type twoGateways struct {
 	a, b       *rig
 	still      atomic.Bool
 	ends       [2]*badrpc.Endpoint
 	first, two *stop
 }
 
-func newGateways(t *testing.T, call func(*rig) chain.Call) *gateways {
+func newGateways(t *testing.T, call func(*rig) chain.Call) *twoGateways {
 	t.Helper()
 	t.Parallel()
 	net, err := devchain.Start(t.Context(), devchain.Options{Manual: true})
@@ -135,7 +135,7 @@ func newGateways(t *testing.T, call func(*rig) chain.Call) *gateways {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { net.Close() })
-	g := &gateways{first: newStop(), two: newStop()}
+	g := &twoGateways{first: newStop(), two: newStop()}
 	mined := make(chan struct{})
 	t.Cleanup(func() { <-mined })
 	go func() {
@@ -163,7 +163,7 @@ func newGateways(t *testing.T, call func(*rig) chain.Call) *gateways {
 }
 
 // closers have a lease that was released, and stop when they have decided on the channel's close.
-func closers(t *testing.T) (g *gateways, lease, there *tab, closing, again, late *wire.Credential) {
+func closers(t *testing.T) (g *twoGateways, lease, there *tab, closing, again, late *wire.Credential) {
 	t.Helper()
 	g = newGateways(t, func(r *rig) chain.Call {
 		return r.provider.session.Escrow.CloseCall(r.terms(r.payer.Address(), 1), uint256.Int{}, nil)
@@ -488,7 +488,7 @@ func TestPaymentBesideAPayment(t *testing.T) {
 				t.Errorf("%d requests have reserved %+v, before %d %+v", n, now, requests, reserved)
 			}
 			s.b.again()
-			if s.one.provider.running(s.a.terms.ID()) != nil {
+			if s.one.provider.leases.Running(s.a.terms.ID()) != nil {
 				t.Error("who woke up runs a lease")
 			}
 		})
@@ -548,7 +548,7 @@ func TestHandlerEndsWithItsLease(t *testing.T) {
 	b := s.one.buyer("/infer")
 	first := answered(func() *http.Response { return b.pay(b.depositing(b.next(), 200_000)) })
 	<-runs
-	s.one.provider.running(b.terms.ID()).Relinquish()
+	s.one.provider.leases.Running(b.terms.ID()).Relinquish()
 	select {
 	case <-ends:
 	case <-time.After(20 * time.Second):
@@ -832,7 +832,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 		}
 	}
 	now, err := before.Balance(ctx, tab.ID)
-	if err != nil || now != was || count() != requests || s.a.kept().Status != channel.Open || s.a.provider.running(tab.ID) == nil {
+	if err != nil || now != was || count() != requests || s.a.kept().Status != channel.Open || s.a.provider.leases.Running(tab.ID) == nil {
 		t.Errorf("the channel's notes are %+v, before %+v, %v; %d requests, before %d", now, was, err, count(), requests)
 	}
 }

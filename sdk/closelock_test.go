@@ -33,7 +33,7 @@ func TestNoLeaseBeginsWhileItsChannelCloses(t *testing.T) {
 	if resp := <-closed; resp.StatusCode != http.StatusOK {
 		t.Errorf("close: %s %v", resp.Status, wire.ParseProblem(resp))
 	}
-	if resp := <-attached; resp.StatusCode == http.StatusOK || r.provider.running(lease.terms.ID()) != nil {
+	if resp := <-attached; resp.StatusCode == http.StatusOK || r.provider.leases.Running(lease.terms.ID()) != nil {
 		t.Errorf("a lease on a channel that closes: %s", resp.Status)
 	}
 }

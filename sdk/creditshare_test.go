@@ -101,7 +101,7 @@ func TestLeasesOnNodesShareTheCredit(t *testing.T) {
 	one := leases[0]
 	one.pay(one.spent())
 	waitFor(t, func() bool {
-		share := r.provider.running(one.terms.ID()).Balance.Share.Load()
+		share := r.provider.leases.Running(one.terms.ID()).Balance.Share.Load()
 		return share.Uint64() == 20_000
 	})
 }
@@ -166,7 +166,7 @@ func TestLeaseThatDidNotBeginHasNoShare(t *testing.T) {
 	if resp := next.comeBack(0); resp.StatusCode != http.StatusOK {
 		t.Fatalf("the next lease: %s %v", resp.Status, wire.ParseProblem(resp))
 	}
-	if l := r.provider.running(terms.ID()); l == nil || l.Allocation.Node != "south" {
+	if l := r.provider.leases.Running(terms.ID()); l == nil || l.Allocation.Node != "south" {
 		t.Errorf("it runs at %+v", l)
 	}
 }

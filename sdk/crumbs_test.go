@@ -40,7 +40,7 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 		lease := &tab{rig: r.rig, key: r.payer, terms: r.terms(r.payer.Address(), salt)}
 		lease.attach(resp)
 		eventually(t, "it has used a little, or all that is left", func() bool {
-			l := r.provider.running(lease.terms.ID())
+			l := r.provider.leases.Running(lease.terms.ID())
 			used := l.Balance.Debt()
 			return used.Uint64() >= 1000 || l.Status.State() == leasestore.Suspended
 		})
@@ -82,7 +82,7 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 	}
 	eventually(t, "the advance is settled", func() bool { return r.settled(ahead) == row })
 	ahead.pay(row + 1000)
-	l := r.provider.running(ahead.terms.ID())
+	l := r.provider.leases.Running(ahead.terms.ID())
 	if l == nil {
 		t.Fatal("no lease runs on what is paid in advance")
 	}

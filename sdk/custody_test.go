@@ -84,7 +84,7 @@ func TestOneCreditWhileTheDatabaseIsAway(t *testing.T) {
 			defer db.Close()
 			var before time.Duration // that the two leases have used
 			for _, lease := range []*tab{one, two} {
-				before += time.Duration(r.provider.running(lease.terms.ID()).Meter.Allocated())
+				before += time.Duration(r.provider.leases.Running(lease.terms.ID()).Meter.Allocated())
 			}
 			served := testclock.Stopwatch()
 			if locked {
@@ -208,8 +208,8 @@ func TestStopWhileTheDatabaseIsAway(t *testing.T) {
 				c.Database, c.Takeover, c.Credit, c.Allocator, c.Log = address, test.takeover, test.credit, host.allocator(), slog.New(slog.DiscardHandler)
 			})
 			lease := r.open(1, 500_000, "")
-			waitFor(t, func() bool { return lease.row().Sequence > 0 && r.provider.running(lease.terms.ID()) != nil })
-			old := r.provider.running(lease.terms.ID())
+			waitFor(t, func() bool { return lease.row().Sequence > 0 && r.provider.leases.Running(lease.terms.ID()) != nil })
+			old := r.provider.leases.Running(lease.terms.ID())
 			line.set(true)
 			if test.takeover < 20*time.Second {
 				waitFor(t, func() bool { return isClosed(old.Done) })
@@ -268,7 +268,7 @@ func TestGatewayThatIsCutOffLeavesALeaseAlone(t *testing.T) {
 	lease.record()
 	line.set(true)
 	cutSince := testclock.Stopwatch()
-	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
+	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil })
 	there := lease.at(b)
 	waitFor(t, func() bool { // the credit that the gateway knows of is used up
 		there.pay(b.spent(lease))
@@ -302,7 +302,7 @@ func TestTakeoverWaitsForALateSuspension(t *testing.T) {
 	if first, then := strings.Index(got, "suspend done"), strings.Index(got, "resume"); first < 0 || then < first {
 		t.Errorf("the commands were\n%s", got)
 	}
-	if b.provider.running(lease.terms.ID()) == nil {
+	if b.provider.leases.Running(lease.terms.ID()) == nil {
 		t.Error("the lease does not go on")
 	}
 }
@@ -343,7 +343,7 @@ func TestFileOfWhatWasSignedCannotBeWritten(t *testing.T) {
 			if err := problemIn(wire.Unavailable, resp); err != nil {
 				t.Error(err)
 			}
-			if r.provider.running(running.terms.ID()) == nil || running.row().State != wire.StateActive {
+			if r.provider.leases.Running(running.terms.ID()) == nil || running.row().State != wire.StateActive {
 				t.Errorf("the lease that runs is %s", running.row().State)
 			}
 			if err := lock.Rollback(); err != nil {

@@ -104,7 +104,7 @@ func TestNodesOfOneKind(t *testing.T) {
 	})
 	bad.refused(r)
 	lease := r.open(1, 300_000, "") // the other one has more free
-	if l := r.provider.running(lease.terms.ID()); l == nil || l.Allocation.Node != "north" {
+	if l := r.provider.leases.Running(lease.terms.ID()); l == nil || l.Allocation.Node != "north" {
 		t.Errorf("it runs at %+v", l)
 	}
 	lease.record()

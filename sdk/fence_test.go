@@ -28,7 +28,7 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	})
 	lease := r.open(1, 500_000, "")
 	lease.record()
-	l, marks := r.provider.running(lease.terms.ID()), r.provider.leases.Deps.Marks
+	l, marks := r.provider.leases.Running(lease.terms.ID()), r.provider.leases.Deps.Marks
 	raise := func(id common.Hash, term int64) {
 		t.Helper()
 		if err := marks.SetTerm(t.Context(), id, term); err != nil {
@@ -57,7 +57,7 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	row.Term = 8
 	undone := func() bool {
 		before := host.calls()
-		r.provider.replicas.undo(t.Context(), l, row)
+		r.provider.gateway.Undo(t.Context(), l, row)
 		return host.calls() != before
 	}
 	if !undone() {

@@ -15,7 +15,7 @@ func TestForgottenLeaseIsGivenBack(t *testing.T) {
 	p := newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)
 	p.goOn(3)
 	id := p.rental.ID()
-	if err := p.provider.running(id).End(t.Context(), leasing.Stop{Reason: "a test ends it"}); err != nil {
+	if err := p.provider.leases.Running(id).End(t.Context(), leasing.Stop{Reason: "a test ends it"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.rental.Run(t.Context()); err != nil {
@@ -42,7 +42,7 @@ func TestForgottenLeaseIsGivenBack(t *testing.T) {
 	if err := rental.Run(ctx); err != nil {
 		t.Errorf("Run: %v", err)
 	}
-	if s := rental.Snapshot(); s.Lease != first.Lease || s.Paid != first.Paid || s.Reason == "" || p.provider.running(id) != nil {
+	if s := rental.Snapshot(); s.Lease != first.Lease || s.Paid != first.Paid || s.Reason == "" || p.provider.leases.Running(id) != nil {
 		t.Errorf("%+v: before the other lease began %+v", s, first)
 	}
 	closed, err := rental.Close(ctx)
@@ -66,7 +66,7 @@ func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
 	p.resume()
 	p.goOn(8)
 	id, lease := p.rental.ID(), p.rental.Snapshot().Lease
-	if err := p.provider.running(id).End(t.Context(), leasing.Stop{Reason: "a test ends it"}); err != nil {
+	if err := p.provider.leases.Running(id).End(t.Context(), leasing.Stop{Reason: "a test ends it"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.renter.Close(); err != nil {
@@ -79,7 +79,7 @@ func TestForgottenLeaseNeedsItsVoucher(t *testing.T) {
 	if err := p.rental.Run(ctx); err != nil {
 		t.Errorf("Run: %v", err)
 	}
-	if s := p.rental.Snapshot(); s.Lease != lease || p.provider.running(id) != nil {
+	if s := p.rental.Snapshot(); s.Lease != lease || p.provider.leases.Running(id) != nil {
 		t.Errorf("it goes on with lease %s, and asked for %s", s.Lease, lease)
 	}
 }

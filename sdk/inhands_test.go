@@ -68,7 +68,7 @@ func TestLostSpoolGivesNoGPUAwayTwice(t *testing.T) {
 	if last.Free() != 1 || strings.Count(calls(), "release") != 2 {
 		t.Errorf("%d are free, after\n%s", last.Free(), calls())
 	}
-	eventually(t, "the lease to end at the gateway", func() bool { return r.provider.running(first.terms.ID()) == nil })
+	eventually(t, "the lease to end at the gateway", func() bool { return r.provider.leases.Running(first.terms.ID()) == nil })
 	eventually(t, "the node to be back", func() bool { return r.provider.nodes.Free() == 1 })
 	second := r.open(2, 300_000, "")
 	second.release()
@@ -90,7 +90,7 @@ func TestLostDatabaseGivesNoGPUAwayTwice(t *testing.T) {
 	r.shut()
 	r.config.Allocator = fresh()
 	r.start()
-	if strings.Contains(calls(), "release") || r.provider.running(lease.terms.ID()) == nil {
+	if strings.Contains(calls(), "release") || r.provider.leases.Running(lease.terms.ID()) == nil {
 		t.Fatalf("a lease that is known does not go on:\n%s", calls())
 	}
 	r.shut()

@@ -104,7 +104,7 @@ func TestProcessThatDiesBetweenReleaseAndEnd(t *testing.T) {
 	if row := lease.row(); err != nil || row.State != wire.StateEnded || s.Spent != final.Owed {
 		t.Errorf("the lease is %s, %s is charged of %s, %v", row.State, s.Spent.Dec(), final.Owed.Dec(), err)
 	}
-	if strings.Count(calls(), "release") != 1 || r.provider.running(next.terms.ID()) == nil {
+	if strings.Count(calls(), "release") != 1 || r.provider.leases.Running(next.terms.ID()) == nil {
 		t.Errorf("the next renter lost its device:\n%s", calls())
 	}
 }
@@ -179,7 +179,7 @@ func TestOneFailedReadEndsNoLease(t *testing.T) {
 	}
 	rename("hidden", "records")
 	r.start()
-	if got := calls(); r.provider.running(lease.terms.ID()) == nil || strings.Contains(got, "release") {
+	if got := calls(); r.provider.leases.Running(lease.terms.ID()) == nil || strings.Contains(got, "release") {
 		t.Errorf("the lease is %s, after\n%s", lease.row().State, got)
 	}
 }
@@ -205,7 +205,7 @@ func TestOneFailedReadInATakeoverEndsNoLease(t *testing.T) {
 	rename("records", "hidden")
 	deadline := time.Now().Add(time.Minute)
 	for tried := 0; tried < 3; tried++ {
-		if err := b.provider.replicas.sweep(t.Context()); err == nil && time.Now().After(deadline) {
+		if err := b.provider.gateway.Sweep(t.Context()); err == nil && time.Now().After(deadline) {
 			t.Fatal("it was not tried")
 		}
 	}
@@ -213,5 +213,5 @@ func TestOneFailedReadInATakeoverEndsNoLease(t *testing.T) {
 		t.Errorf("the lease is %s, %v, after %q", row.State, err, calls())
 	}
 	rename("hidden", "records")
-	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
+	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil })
 }

@@ -141,7 +141,7 @@ func TestLeaseThatNobodyRuns(t *testing.T) {
 			for i, end := range idleWished {
 				l := leases[i]
 				l.want, l.final = end.want, end.final
-				if err := r.provider.replicas.resolve(t.Context(), l.row(), "its renter wants it"); err != nil && !errors.Is(err, lease.ErrHeld) {
+				if err := r.provider.gateway.Resolve(t.Context(), l.row(), "its renter wants it"); err != nil && !errors.Is(err, lease.ErrHeld) {
 					t.Error(err)
 				}
 				l.check(allocator)
@@ -169,7 +169,7 @@ func (l idleLease) check(allocator *strewn) {
 	row := l.row()
 	is := row.State
 	switch {
-	case l.provider.running(l.terms.ID()) != nil:
+	case l.provider.leases.Running(l.terms.ID()) != nil:
 		is = "runs"
 	case row.Held == 1:
 		is = "held"
@@ -200,14 +200,14 @@ func TestEndingLeaseOfALivingGateway(t *testing.T) {
 	lease.release()
 	next := a.open(2, 200_000, "?gpus=2")
 	next.record()
-	a.edit(`UPDATE leases SET state = 'ending', owner = ?, started_at = 1 WHERE id = ?`, a.provider.replicas.identity(), lease.lease.LeaseID.Hex())
+	a.edit(`UPDATE leases SET state = 'ending', owner = ?, started_at = 1 WHERE id = ?`, a.provider.gateway.Identity(), lease.lease.LeaseID.Hex())
 	waitFor(t, func() bool {
-		if err := a.provider.replicas.sweep(t.Context()); err != nil {
+		if err := a.provider.gateway.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		return lease.row().State == wire.StateEnded
 	})
-	if row := lease.row(); strings.Count(calls(), "release") != 1 || row.Held != 0 || a.provider.running(next.terms.ID()) == nil {
+	if row := lease.row(); strings.Count(calls(), "release") != 1 || row.Held != 0 || a.provider.leases.Running(next.terms.ID()) == nil {
 		t.Errorf("the next renter lost its devices, held %d:\n%s", row.Held, calls())
 	}
 }
@@ -230,8 +230,8 @@ func TestLeaseThatEndsDuringASweep(t *testing.T) {
 	lease.record()
 	read := lease.row()
 	lease.release()
-	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) == nil })
-	if err := r.provider.replicas.resolve(t.Context(), read, ""); err != nil {
+	waitFor(t, func() bool { return r.provider.leases.Running(lease.terms.ID()) == nil })
+	if err := r.provider.gateway.Resolve(t.Context(), read, ""); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(calls(), "release"); n != 1 || lease.row().Term != read.Term {
@@ -252,7 +252,7 @@ func TestLeaseThatBeginsDuringASweep(t *testing.T) {
 			t.Errorf("%d leases begin: %v", len(rows), err)
 		}
 		for _, row := range rows {
-			if err := r.provider.replicas.resolve(t.Context(), row, ""); err != nil {
+			if err := r.provider.gateway.Resolve(t.Context(), row, ""); err != nil {
 				t.Error(err)
 			}
 		}
@@ -275,7 +275,7 @@ func TestTakeoverThatComesTooLate(t *testing.T) {
 	lease := r.open(1, 200_000, "")
 	lease.record()
 	lease.release()
-	waitFor(t, func() bool { return r.provider.running(lease.terms.ID()) == nil })
+	waitFor(t, func() bool { return r.provider.leases.Running(lease.terms.ID()) == nil })
 	db, err := sqlx.Open("pgx", r.config.Database)
 	if err != nil {
 		t.Fatal(err)
@@ -287,7 +287,7 @@ func TestTakeoverThatComesTooLate(t *testing.T) {
 	before, row := calls(), lease.row()
 	var resolved sync.WaitGroup
 	resolved.Go(func() {
-		if err := r.provider.replicas.resolve(t.Context(), row, ""); err != nil { // a start would fail
+		if err := r.provider.gateway.Resolve(t.Context(), row, ""); err != nil { // a start would fail
 			t.Error(err)
 		}
 	})
@@ -297,7 +297,7 @@ func TestTakeoverThatComesTooLate(t *testing.T) {
 			AND query LIKE 'UPDATE leases SET owner%'`)
 		return err == nil && waiting > 0
 	})
-	r.provider.replicas.standDown()
+	r.provider.gateway.StandDown()
 	if err := lock.Rollback(); err != nil {
 		t.Fatal(err)
 	}

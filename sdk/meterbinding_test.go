@@ -161,7 +161,7 @@ func TestNextLeaseHasItsOwnMeter(t *testing.T) {
 	var bound []wire.MeterBinding
 	for _, o := range []*outpost{north, south} {
 		bound = append(bound, *readRental(t, path, l.ID()).Binding)
-		if err := r.provider.running(l.ID()).End(t.Context(), lease.Stop{Reason: "a test ends it"}); err != nil {
+		if err := r.provider.leases.Running(l.ID()).End(t.Context(), lease.Stop{Reason: "a test ends it"}); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Run(t.Context()); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/gateways"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
@@ -25,13 +26,13 @@ func TestChannelOfTheNextLeaseIsNotUrgent(t *testing.T) {
 				c.OnSettled = func(s settle.Settlement) { settled <- s }
 			})
 			ended := func(lease *tab) { // the renter's minute is over
-				if r.provider.replicas == nil {
+				if r.provider.gateway == nil {
 					r.provider.soon(0, lease.terms)
 					return
 				}
-				r.sql(`UPDATE leases SET ended_at = ended_at - ? WHERE ended_at > 0`, int64(2*closeGrace/time.Second))
+				r.sql(`UPDATE leases SET ended_at = ended_at - ? WHERE ended_at > 0`, int64(2*gateways.CloseGrace/time.Second))
 				eventually(t, "it leads", func() bool { return r.provider.atWork.Load() != nil })
-				if err := r.provider.replicas.serve(t.Context(), r.provider.atWork.Load(), r.provider.store); err != nil {
+				if err := r.provider.gateway.Settlement.SettleEnded(t.Context(), r.provider.atWork.Load(), r.provider.store); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/gateways"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -87,7 +88,7 @@ func overBoth(t *testing.T, change ...func(*ProviderConfig)) (r *rig, north, sou
 // runsAt is the node of a lease.
 func (r *rig) runsAt(l *tab) string {
 	r.Helper()
-	run := r.provider.running(l.terms.ID())
+	run := r.provider.leases.Running(l.terms.ID())
 	if run == nil {
 		r.Fatal("the lease does not run")
 	}
@@ -221,7 +222,7 @@ func TestGPUInDoubtCostsNoOther(t *testing.T) {
 		t.Errorf("refused are %v, of %v", why, n.Devices())
 	}
 	lease := r.open(1, 300_000, "?gpus=2")
-	if got := r.provider.running(lease.terms.ID()).Allocation; got.Node != "south" || slices.Contains(got.Devices, devices[0].UUID) {
+	if got := r.provider.leases.Running(lease.terms.ID()).Allocation; got.Node != "south" || slices.Contains(got.Devices, devices[0].UUID) {
 		t.Errorf("it has %v", got)
 	}
 	lease.record()
@@ -341,7 +342,7 @@ func TestNodeThatTalks(t *testing.T) {
 	lease := r.open(1, 300_000, "")
 	began := time.Now()
 	eventually(t, "the node to have talked", func() bool { return said.Load() > 4*remote.StatesAtOnce })
-	if reason := r.provider.running(lease.terms.ID()).Status.Look().Reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
+	if reason := r.provider.leases.Running(lease.terms.ID()).Status.Look().Reason; len(reason) > nodelink.MaxText || strings.Contains(reason, "\n") {
 		t.Errorf("its reason has %d bytes", len(reason))
 	}
 	lines := log.holding("xx") + log.holding("x x")
@@ -429,7 +430,7 @@ func TestGatewayWhoseClockWasSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	view, err := image(t.Context(), r.provider, lease.row(), s)
+	view, err := gateways.Image(t.Context(), &r.provider.leases, lease.row(), s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -243,9 +243,9 @@ func TestAnyGatewayTakesOverALeaseAtANode(t *testing.T) {
 	lease := a.open(1, 500_000, "")
 	id := lease.lease.LeaseID
 	lease.record()
-	for b.provider.running(lease.terms.ID()) == nil {
+	for b.provider.leases.Running(lease.terms.ID()) == nil {
 		cut(t, a)
-		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+		if err := b.provider.gateway.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

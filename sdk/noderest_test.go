@@ -46,7 +46,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 		t.Errorf("the node was asked %d times, within its rest", got)
 	}
 	for _, lease := range []*tab{first, second} {
-		if l := r.provider.running(lease.terms.ID()); l == nil || l.Allocation.Node != "north" {
+		if l := r.provider.leases.Running(lease.terms.ID()); l == nil || l.Allocation.Node != "north" {
 			t.Errorf("it runs at %+v", l)
 		}
 	}
@@ -56,7 +56,7 @@ func TestNodeThatBeginsNoLeaseRests(t *testing.T) {
 	mend(t, command[0])
 	ahead.Store(int64(nodelink.MostRest))
 	third := r.open(3, 300_000, "")
-	if l := r.provider.running(third.terms.ID()); l == nil || l.Allocation.Node != "south" {
+	if l := r.provider.leases.Running(third.terms.ID()); l == nil || l.Allocation.Node != "south" {
 		t.Errorf("after its rest it gets none: %+v", l)
 	}
 }

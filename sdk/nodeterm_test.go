@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/gateways"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
@@ -175,7 +176,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := image(t.Context(), r.provider, row, s)
+		l, err := gateways.Image(t.Context(), &r.provider.leases, row, s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +185,7 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 	syncs, ends := asleep(), asleep()
 	r.sql(`UPDATE leases SET term = term + 1, owner = 'another' WHERE id = ?`, id.Hex())
 	hears(row.Term + 1)
-	waitFor(t, func() bool { return r.provider.running(rented.terms.ID()) == nil })
+	waitFor(t, func() bool { return r.provider.leases.Running(rented.terms.ID()) == nil })
 	a, err := row.Allocated()
 	if err != nil {
 		t.Fatal(err)
@@ -206,11 +207,11 @@ func TestGatewayLetsGoOfWhatItsNodeRefuses(t *testing.T) {
 		t.Errorf("it has let go: %t, %t; at its node the lease is %s, in the table in term %d", syncs.Fence.Lost.Load(), ends.Fence.Lost.Load(), there.State, rented.row().Term)
 	}
 
-	r.sql(`UPDATE leases SET term = 1, owner = ?, started_at = started_at - 100000000000 WHERE id = ?`, r.provider.replicas.identity(), id.Hex())
+	r.sql(`UPDATE leases SET term = 1, owner = ?, started_at = started_at - 100000000000 WHERE id = ?`, r.provider.gateway.Identity(), id.Hex())
 	hears(7)
 	sweeps := func() {
 		t.Helper()
-		if err := r.provider.replicas.sweep(t.Context()); err != nil {
+		if err := r.provider.gateway.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -36,8 +36,8 @@ func TestOneMeterOnADevice(t *testing.T) {
 		t.Errorf("a second lease of one device: %v", wire.ParseProblem(resp))
 	}
 	first.record()
-	if len(gpu.released) != 0 || r.provider.running(second.ID()) != nil {
-		t.Errorf("the first lease lost its device: %d released, the second runs: %v", len(gpu.released), r.provider.running(second.ID()))
+	if len(gpu.released) != 0 || r.provider.leases.Running(second.ID()) != nil {
+		t.Errorf("the first lease lost its device: %d released, the second runs: %v", len(gpu.released), r.provider.leases.Running(second.ID()))
 	}
 	first.release()
 	<-gpu.released
@@ -61,7 +61,7 @@ func TestRestartWithTwoLeasesOnADevice(t *testing.T) {
 	r := newRig(t, quiet, generousCredit, func(c *ProviderConfig) { c.Allocator = gpu })
 	first := r.open(1, 300_000, "")
 	first.record()
-	r.provider.running(first.terms.ID()).Ending.Store(true) // the second is let in
+	r.provider.leases.Running(first.terms.ID()).Ending.Store(true) // the second is let in
 	second := r.open(2, 300_000, "")
 	second.record()
 	r.restart()
@@ -69,7 +69,7 @@ func TestRestartWithTwoLeasesOnADevice(t *testing.T) {
 		t.Errorf("the first is %s: %s", row.State, row.Reason)
 	}
 	spent := first.spent()
-	if r.provider.running(first.terms.ID()) != nil || r.provider.running(second.terms.ID()) == nil || len(gpu.released) != 0 {
+	if r.provider.leases.Running(first.terms.ID()) != nil || r.provider.leases.Running(second.terms.ID()) == nil || len(gpu.released) != 0 {
 		t.Errorf("%d released", len(gpu.released))
 	}
 	before := second.spent()

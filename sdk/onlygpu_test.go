@@ -67,7 +67,7 @@ func TestRestartWithItsOnlyGPUAway(t *testing.T) {
 			})
 			lease := r.open(1, 500_000, "")
 			lease.record()
-			device := r.provider.running(lease.terms.ID()).Allocation.Devices
+			device := r.provider.leases.Running(lease.terms.ID()).Allocation.Devices
 			r.shut()
 			host.set(nil, device...)
 			r.config.Allocator = host.allocator()
@@ -97,7 +97,7 @@ func TestNodeRestartsWithItsOnlyGPUAway(t *testing.T) {
 	r := newRig(t, o.link, generousCredit, quiet)
 	lease := r.open(1, 300_000, "")
 	lease.record()
-	device := r.provider.running(lease.terms.ID()).Allocation.Devices
+	device := r.provider.leases.Running(lease.terms.ID()).Allocation.Devices
 	o.stop()
 	host.set(nil, device...)
 	o.config.Allocator = host.allocator()

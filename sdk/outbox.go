@@ -64,10 +64,10 @@ func (o *depositOutbox) IsWhole(ctx context.Context) error {
 // Claim makes this gateway the only one to do what it names; without others it
 // is nothing.
 func (o *depositOutbox) Claim(ctx context.Context, name string) (*leasestore.Lock, error) {
-	if o.p.replicas == nil {
+	if o.p.gateway == nil {
 		return nil, nil
 	}
-	c, err := o.p.store.Locks.Take(ctx, o.p.leases.Lifetime(), name, o.p.replicas.poll()/4, o.p.config.Log)
+	c, err := o.p.store.Locks.Take(ctx, o.p.leases.Lifetime(), name, o.p.gateway.Poll()/4, o.p.config.Log)
 	if err != nil && ctx.Err() != nil {
 		err = wire.Unavailable.With("another gateway is at work on this: %s: try again", name)
 	}

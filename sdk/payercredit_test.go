@@ -141,7 +141,7 @@ func TestPatienceOutlivesRestarts(t *testing.T) {
 		if row := r.row(lease.lease.LeaseID); row.State != before.State || row.Suspended != before.Suspended {
 			t.Fatalf("suspended at %d, and %s since %d after a restart", before.Suspended, row.State, row.Suspended)
 		}
-		l := r.provider.running(lease.terms.ID())
+		l := r.provider.leases.Running(lease.terms.ID())
 		if l == nil {
 			t.Fatal("a suspended lease does not go on after a restart")
 		}

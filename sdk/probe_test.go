@@ -68,7 +68,7 @@ func TestDeadLeaseIsNotBilled(t *testing.T) {
 	if s := first.status(leasestore.Suspended); s.Reason != leasing.ReasonDead {
 		t.Fatalf("suspended because %q", s.Reason)
 	}
-	if v := w.provider.running(first.terms.ID()).Status.Look(); v.Need != 0 {
+	if v := w.provider.leases.Running(first.terms.ID()).Status.Look(); v.Need != 0 {
 		t.Error("a voucher is asked for")
 	}
 	w.step(3)

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/gateways"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
@@ -64,7 +65,8 @@ type Provider struct {
 	sender     *chain.Sender
 	settlement *settle.Service                // nil where the leader's is at work
 	atWork     atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
-	replicas   *replicas                      // nil where nobody shares the database
+	gateway    *gateways.Gateway              // nil where nobody shares the database
+	directory  *gateways.Directory            // leases wherever they run
 	schemes    []scheme.Scheme                // the first takes what no other does
 	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
 	session    *sessionscheme.Scheme
@@ -110,9 +112,9 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 		return nil, err
 	}
 	p.leases.Init()
-	err = catchUp(ctx, p)
+	err = p.directory.CatchUp(ctx, p.escrow, p.config.Confirmations)
 	if err == nil {
-		err = p.restore(ctx)
+		err = p.directory.TakeUp(ctx)
 	}
 	if err != nil {
 		p.leases.Finish()
@@ -141,6 +143,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	}
 	p.leases.Deps.Marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
+	p.directory = &gateways.Directory{Manager: &p.leases, Payee: p.payee, Offers: p.Offer, NoGPUs: p.noGPUs}
 	if p.nodes != nil {
 		err = p.nodes.Poll(ctx, db)
 	}
@@ -206,8 +209,8 @@ func (p *Provider) lets() {
 		Timing: lease.Timing{Tick: p.config.Tick, RecordEvery: p.config.RecordEvery,
 			SuspendTimeout: p.config.SuspendTimeout, AliveEvery: p.config.AliveEvery, CallTimeout: p.config.CallTimeout},
 	}
-	if p.replicas != nil {
-		p.leases.Deps.Tenure = p.replicas.tenureNow
+	if p.gateway != nil {
+		p.leases.Deps.Tenure = p.gateway.Tenure
 	}
 	if p.nodes != nil {
 		p.nodes.Config = p.nodesConfig()
@@ -218,18 +221,13 @@ func (p *Provider) lets() {
 // nodesConfig is what the nodes' leases need of this gateway.
 func (p *Provider) nodesConfig() remote.Config {
 	row := p.leases.Deps.Row
-	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.replicas != nil,
+	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.gateway != nil,
 		Log: p.config.Log, CallTimeout: p.config.CallTimeout, Tolerance: p.config.ClockTolerance, Credit: p.config.Credit, Tick: p.config.Tick,
 		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, Offer: p.Offer, Renew: p.renewOffer,
 		Image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
-			return image(ctx, p, row, s)
+			return gateways.Image(ctx, &p.leases, row, s)
 		},
-		Resolve: func(ctx context.Context, row leasestore.Row) error {
-			if p.replicas != nil {
-				return p.replicas.resolve(ctx, row, "")
-			}
-			return p.leases.Resolve(ctx, row, nil, "")
-		}}
+		Resolve: p.directory.TakeBack}
 }
 
 // placer puts leases onto the nodes, or onto what the allocator rents out beside Metered routes.
@@ -258,7 +256,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return err
 	}
 	if p.db.Shared() {
-		p.replicas = newReplicas(p)
+		p.gateway = p.newGateway()
 		p.sender = p.newSender(txs)
 		p.sender.Follow = true
 	} else {
@@ -349,8 +347,8 @@ func (p *Provider) Run(ctx context.Context) error {
 	}
 	defer p.leases.Done()
 	defer context.AfterFunc(p.leases.Lifetime(), cancel)()
-	if p.replicas != nil {
-		return run.Ended(run.Together(ctx, p.replicas.leader().Run, p.renewOffers, p.retain))
+	if p.gateway != nil {
+		return run.Ended(run.Together(ctx, p.gateway.Settlement.Run, p.renewOffers, p.retain))
 	}
 	return run.Ended(run.Together(ctx, p.settlement.Run, p.renewOffers, p.retain))
 }
@@ -393,8 +391,8 @@ func (p *Provider) Close() error {
 	if !p.leases.Close() {
 		return nil
 	}
-	if p.replicas != nil {
-		p.replicas.leave()
+	if p.gateway != nil {
+		p.gateway.Leave()
 	}
 	return p.shutFiles()
 }
@@ -440,7 +438,7 @@ func (p *Provider) awaitLastVouchers(ctx context.Context, ended []*lease.Lease) 
 // Service says how the lease on a channel is: active, suspended, or ended
 // (also where there never was one).
 func (p *Provider) Service(channelID common.Hash) string {
-	l := p.running(channelID)
+	l := p.leases.Running(channelID)
 	if l == nil {
 		return wire.StateEnded
 	}

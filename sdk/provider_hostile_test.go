@@ -214,7 +214,7 @@ func TestHostileRequests(t *testing.T) {
 			}
 		})
 	}
-	if v, _ := r.provider.running(lease.terms.ID()).Status.Snapshot(); v.State != leasestore.Active || v.Stream != 1 {
+	if v, _ := r.provider.leases.Running(lease.terms.ID()).Status.Snapshot(); v.State != leasestore.Active || v.Stream != 1 {
 		t.Errorf("the lease is %s and has had %d streams", v.State, v.Stream)
 	}
 	lease.record() // and its stream is still the renter's

@@ -53,7 +53,7 @@ func TestGPUThatCannotBeReadIsNotLetAgain(t *testing.T) {
 	second := w.open(2, 500_000, "")
 	w.step(4)
 	w.in(second, leasestore.Active)
-	if got := w.provider.running(second.terms.ID()).Allocation.Devices; !slices.Equal(got, []string{sim.UUID(1)}) {
+	if got := w.provider.leases.Running(second.terms.ID()).Allocation.Devices; !slices.Equal(got, []string{sim.UUID(1)}) {
 		t.Errorf("the next lease has %s", got)
 	}
 	if free := w.provider.config.Allocator.(*gpu.HostAllocator).Free(); free != 0 {

@@ -315,16 +315,16 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 		return nil
 	})
 	about := <-held
-	for b.provider.running(lease.terms.ID()) == nil {
+	for b.provider.leases.Running(lease.terms.ID()) == nil {
 		cut(t, a)
-		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+		if err := b.provider.gateway.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for sequence := b.row(id).Sequence; b.row(id).Sequence < sequence+3; {
 		time.Sleep(5 * time.Millisecond)
 	}
-	old := a.provider.running(lease.terms.ID())
+	old := a.provider.leases.Running(lease.terms.ID())
 	close(let)
 	select {
 	case <-old.Done:

@@ -45,9 +45,9 @@ func TestForgottenLeaseIsReleased(t *testing.T) {
 			})
 			lease := a.open(1, 300_000, "")
 			lease.record()
-			old := a.provider.running(lease.terms.ID())
+			old := a.provider.leases.Running(lease.terms.ID())
 			if cutOff {
-				a.provider.replicas.standDown()
+				a.provider.gateway.StandDown()
 			}
 			lease.forget()
 			released := "release " + lease.lease.Devices[0] + " " + lease.lease.LeaseID.Hex()
@@ -58,7 +58,7 @@ func TestForgottenLeaseIsReleased(t *testing.T) {
 				t.Fatal("it runs on")
 			}
 			second := b.open(2, 300_000, "?gpus=2")
-			if l := b.provider.running(second.terms.ID()); l == nil || len(l.Allocation.Devices) != 2 {
+			if l := b.provider.leases.Running(second.terms.ID()); l == nil || len(l.Allocation.Devices) != 2 {
 				t.Errorf("the devices are not free: %+v", l)
 			}
 		})
@@ -74,7 +74,7 @@ func TestForgottenRecordsAreWrittenAgain(t *testing.T) {
 		lease.record()
 	}
 	id := lease.lease.LeaseID.Hex()
-	old := a.provider.running(lease.terms.ID())
+	old := a.provider.leases.Running(lease.terms.ID())
 	for _, behind := range []int{1, 2} {
 		var newest int64
 		err := a.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
@@ -90,7 +90,7 @@ func TestForgottenRecordsAreWrittenAgain(t *testing.T) {
 		}
 		waitFor(t, func() bool { return lease.row().Sequence > newest+int64(behind)+2 })
 	}
-	if l := a.provider.running(lease.terms.ID()); l != old || lease.row().State != wire.StateActive {
+	if l := a.provider.leases.Running(lease.terms.ID()); l != old || lease.row().State != wire.StateActive {
 		t.Errorf("it does not go on: %+v", lease.row())
 	}
 	records, err := a.provider.store.Records.After(t.Context(), lease.lease.LeaseID, 0, 10_000)

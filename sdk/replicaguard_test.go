@@ -116,9 +116,9 @@ func TestDeafGatewayLetsGo(t *testing.T) {
 	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, quiet, func(c *ProviderConfig) { c.Database = shared })
 	lease := a.open(1, 500_000, "")
 	lease.record()
-	old := a.provider.running(lease.terms.ID())
+	old := a.provider.leases.Running(lease.terms.ID())
 	line.deaf.Store(true)
-	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
+	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil })
 	select {
 	case <-old.Done:
 	case <-time.After(20 * time.Second):
@@ -149,7 +149,7 @@ func TestTakeoverReadsWhatItTakes(t *testing.T) {
 	a.shut()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	name, last := b.provider.replicas.identity(), row.Sequence
+	name, last := b.provider.gateway.Identity(), row.Sequence
 	if ok, err := b.provider.store.Leases.TakeOver(ctx, &row, name); err != nil || !ok || row.Owner != name || row.Sequence < last {
 		t.Errorf("taken: %t, %v: %+v", ok, err, row)
 	}
@@ -221,7 +221,7 @@ func TestSuspendedWhileTheDatabaseWasAway(t *testing.T) {
 	allocated := func() (ns int64) {
 		t.Helper()
 		waitFor(t, func() bool { // none runs where the gateway stood down, and another does afterwards
-			l := r.provider.running(lease.terms.ID())
+			l := r.provider.leases.Running(lease.terms.ID())
 			if l != nil {
 				ns = l.Meter.Allocated()
 			}
@@ -249,7 +249,7 @@ func TestDevicesThatNeedNoResume(t *testing.T) {
 	lease := r.open(1, 500_000, "")
 	lease.record()
 	r.restart()
-	l := r.provider.running(lease.terms.ID())
+	l := r.provider.leases.Running(lease.terms.ID())
 	before := l.Meter.Allocated()
 	waitFor(t, func() bool { return l.Meter.Allocated() > before })
 	if got := calls(); strings.Count(got, "resume") != 2 || strings.Count(got, "suspend") != 1 {
@@ -268,8 +268,8 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 	}{
 		"stopped during a resume":                       {"resume", (*rig).shut},
 		"stopped during a suspension":                   {"suspend", (*rig).shut},
-		onPostgres + ", stood down during a resume":     {"resume", func(r *rig) { r.provider.replicas.standDown() }},
-		onPostgres + ", stood down during a suspension": {"suspend", func(r *rig) { r.provider.replicas.standDown() }},
+		onPostgres + ", stood down during a resume":     {"resume", func(r *rig) { r.provider.gateway.StandDown() }},
+		onPostgres + ", stood down during a suspension": {"suspend", func(r *rig) { r.provider.gateway.StandDown() }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			command, calls := script(t, `[ $1 != `+test.slow+` ] || while [ ! -e $0.mended ]; do sleep 0.05; done`)
@@ -293,7 +293,7 @@ func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
 			}
 			var since int64 // nanoseconds, what was metered when it had been resumed
 			waitFor(t, func() bool {
-				l := r.provider.running(lease.terms.ID())
+				l := r.provider.leases.Running(lease.terms.ID())
 				if lease.row().State == wire.StateEnded {
 					return true
 				}
@@ -320,13 +320,9 @@ func TestNewNameRunsOutToo(t *testing.T) {
 		c.Database, c.Takeover, c.Log = address, time.Second, slog.New(slog.DiscardHandler)
 	})
 	line.set(true)
-	replicas := r.provider.replicas
-	replicas.mu.Lock()
-	replicas.expiry.Stop() // as when it has fired
-	replicas.mu.Unlock()
-	replicas.standDown()
+	r.provider.gateway.StandDown()
 	select {
-	case <-replicas.tenureNow().Done():
+	case <-r.provider.gateway.Tenure().Done():
 	case <-time.After(time.Minute):
 		t.Fatal("what is taken up now is served without an end")
 	}
@@ -346,12 +342,12 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 	})
 	lease := a.open(1, 500_000, "")
 	lease.record()
-	old := a.provider.running(lease.terms.ID())
+	old := a.provider.leases.Running(lease.terms.ID())
 	ended := make(chan error, 1)
 	go func() { ended <- old.Fence.Command(context.Background(), old.Deps.Placer.Resume) }()
 	waitFor(t, func() bool { return strings.Contains(calls(), "slow") })
 	began := time.Now()
-	a.provider.replicas.standDown()
+	a.provider.gateway.StandDown()
 	if err := <-ended; err == nil || time.Since(began) > 15*time.Second {
 		t.Errorf("a command ran on for %s when others may run the lease: %v", time.Since(began), err)
 	}
@@ -360,11 +356,11 @@ func TestDeposedOwnerLeavesTheDevicesAlone(t *testing.T) {
 	}
 
 	waitFor(t, func() bool {
-		l := a.provider.running(lease.terms.ID())
-		return l != nil && l != old || lease.row().Owner != a.provider.replicas.identity()
+		l := a.provider.leases.Running(lease.terms.ID())
+		return l != nil && l != old || lease.row().Owner != a.provider.gateway.Identity()
 	})
 	second := a.open(2, 500_000, "")
-	l := a.provider.running(second.terms.ID())
+	l := a.provider.leases.Running(second.terms.ID())
 	err := a.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
 		_, err := tx.Exec(`UPDATE leases SET term = term + 1 WHERE id = $1`, second.lease.LeaseID.Hex())
 		return err

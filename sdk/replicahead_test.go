@@ -31,11 +31,11 @@ func TestLeaderWhoseEndpointStandsStill(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad.Stick(head)
-	if err := a.provider.replicas.heads.See(t.Context()); err != nil {
+	if err := a.provider.gateway.Settlement.Heads.See(t.Context()); err != nil {
 		t.Fatal(err) // it stands still from here on
 	}
 	later := func() time.Time { return time.Now().Add(settle.Blindness + time.Second) }
-	a.provider.replicas.heads.SetClock(later)
+	a.provider.gateway.Settlement.Heads.SetClock(later)
 	waitFor(t, func() bool { return !leads(a) && leads(b) })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -43,7 +43,7 @@ func TestDevicesAreTakenBackOnce(t *testing.T) {
 	var sweeps sync.WaitGroup
 	for _, r := range []*rig{a, b} {
 		sweeps.Go(func() {
-			if err := r.provider.replicas.sweep(t.Context()); err != nil {
+			if err := r.provider.gateway.Sweep(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -53,7 +53,7 @@ func TestDevicesAreTakenBackOnce(t *testing.T) {
 	if n := strings.Count(calls(), "release") - before; n != 1 {
 		t.Errorf("they were taken back %d times", n)
 	}
-	if held, err := b.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 0 {
+	if held, err := b.provider.gateway.Devices().Held(t.Context()); err != nil || len(held) != 0 {
 		t.Errorf("devices held: %v, %v", held, err)
 	}
 }

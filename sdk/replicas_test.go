@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -79,7 +80,7 @@ func TestVoucherAtAnotherGatewayReachesTheLease(t *testing.T) {
 		t.Fatalf("receipt over %s for %s", receipt.AcceptedCumulative.Dec(), s.Spent.Dec())
 	}
 	lease.status(leasestore.Active)
-	if a.provider.running(lease.terms.ID()) == nil || b.provider.running(lease.terms.ID()) != nil {
+	if a.provider.leases.Running(lease.terms.ID()) == nil || b.provider.leases.Running(lease.terms.ID()) != nil {
 		t.Error("the lease moved")
 	}
 }
@@ -122,7 +123,7 @@ func TestStreamAtAnotherGateway(t *testing.T) {
 	if receipt.Spent.Int != final.Owed {
 		t.Errorf("the last receipt says %s, the final record %s", receipt.Spent.Dec(), final.Owed.Dec())
 	}
-	eventually(t, "the lease is watched for nobody no more", func() bool { return len(b.provider.replicas.shown()) == 0 })
+	eventually(t, "the lease is watched for nobody no more", func() bool { return b.provider.gateway.Shown() == 0 })
 }
 
 // TestReleaseAndCloseAtAnotherGateway: the wish reaches the lease's owner, and
@@ -170,7 +171,7 @@ func TestGatewaysDoNotShareADevice(t *testing.T) {
 // cut has the other gateways take a gateway for dead, which does not know it.
 func cut(t *testing.T, r *rig) {
 	t.Helper()
-	if err := r.provider.replicas.members().Deregister(t.Context(), r.provider.replicas.identity()); err != nil {
+	if err := (cluster.Members{DB: r.provider.db}).Deregister(t.Context(), r.provider.gateway.Identity()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -183,10 +184,10 @@ func TestLeaseIsTakenOver(t *testing.T) {
 	a, b := fleet(t, quiet)
 	lease := a.open(1, 500_000, "")
 	lease.record()
-	old := a.provider.running(lease.terms.ID())
-	for b.provider.running(lease.terms.ID()) == nil {
+	old := a.provider.leases.Running(lease.terms.ID())
+	for b.provider.leases.Running(lease.terms.ID()) == nil {
 		cut(t, a)
-		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+		if err := b.provider.gateway.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -195,7 +196,7 @@ func TestLeaseIsTakenOver(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the gateway that was cut off goes on")
 	}
-	if v, _ := old.Status.Snapshot(); v.State == leasestore.Ended || a.provider.running(lease.terms.ID()) != nil {
+	if v, _ := old.Status.Snapshot(); v.State == leasestore.Ended || a.provider.leases.Running(lease.terms.ID()) != nil {
 		t.Errorf("the lease was ended by who lost it: %+v", v)
 	}
 	sequence := old.Status.Look().Sequence
@@ -219,7 +220,7 @@ func TestLeaseIsTakenOver(t *testing.T) {
 		}
 		last = rec
 	}
-	if held, err := b.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 1 {
+	if held, err := b.provider.gateway.Devices().Held(t.Context()); err != nil || len(held) != 1 {
 		t.Errorf("devices held: %v, %v", held, err)
 	}
 	// A request that found the lease here a moment before it was lost ends it where it is now.
@@ -240,14 +241,14 @@ func TestUnreachableDatabaseStopsALease(t *testing.T) {
 	a, _ := fleet(t, quiet, func(c *ProviderConfig) { c.Takeover = 4 * time.Second })
 	lease := a.open(1, 500_000, "")
 	lease.record()
-	before, old := a.provider.replicas.identity(), a.provider.running(lease.terms.ID())
-	a.provider.replicas.standDown()
+	before, old := a.provider.gateway.Identity(), a.provider.leases.Running(lease.terms.ID())
+	a.provider.gateway.StandDown()
 	select {
 	case <-old.Done:
 	case <-time.After(time.Minute):
 		t.Fatal("the lease goes on")
 	}
-	if a.provider.replicas.identity() == before {
+	if a.provider.gateway.Identity() == before {
 		t.Error("it could take its leases for its own")
 	}
 	// Somebody takes it up when the old name has run out.
@@ -274,18 +275,18 @@ func TestLeaseWhoseHostIsGone(t *testing.T) {
 	b.config.Allocator = &gpu.HostAllocator{Devices: []string{"ELSEWHERE-0"}}
 	b.start()
 	row, _, err := b.provider.store.Leases.Newest(t.Context(), lease.terms.ID())
-	if err != nil || row.State != wire.StateActive || b.provider.running(lease.terms.ID()) != nil {
+	if err != nil || row.State != wire.StateActive || b.provider.leases.Running(lease.terms.ID()) != nil {
 		t.Fatalf("the lease is %q here, %v", row.State, err)
 	}
 	final := lease.at(b).release()
 	if !final.Final || final.Owed.Lt(&last.Owed) || final.Nanos > last.Nanos+uint64(2*time.Second) {
 		t.Errorf("final record %+v after %+v", final.Record, last.Record)
 	}
-	if held, err := b.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 1 {
+	if held, err := b.provider.gateway.Devices().Held(t.Context()); err != nil || len(held) != 1 {
 		t.Errorf("its device is free though nobody took it back: %v, %v", held, err)
 	}
 	a.start()
-	if held, err := a.provider.replicas.devices().Held(t.Context()); err != nil || len(held) != 0 {
+	if held, err := a.provider.gateway.Devices().Held(t.Context()); err != nil || len(held) != 0 {
 		t.Errorf("its device was not taken back: %v, %v", held, err)
 	}
 }
@@ -314,7 +315,7 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	allocator.stuck.Store(true)
 	lease.release()
 	held := func() int {
-		devices, err := b.provider.replicas.devices().Held(t.Context())
+		devices, err := b.provider.gateway.Devices().Held(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,8 +328,8 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	again := func(done func() bool) {
 		t.Helper()
 		waitFor(t, func() bool {
-			clearRefused(a.provider.replicas)
-			clearRefused(b.provider.replicas)
+			a.provider.gateway.TryAgain()
+			b.provider.gateway.TryAgain()
 			return done()
 		})
 	}
@@ -350,12 +351,6 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	if s, err := b.provider.payee.State(t.Context(), second.terms.ID()); err != nil || s.Spent != final.Owed {
 		t.Errorf("charged %s for %s, %v", s.Spent.Dec(), final.Owed.Dec(), err)
 	}
-}
-
-func clearRefused(r *replicas) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	clear(r.refused)
 }
 
 // TestSettlementByWhoLeads: what one gateway took is settled by the one that
@@ -394,11 +389,11 @@ func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
 	b.start()
 	lease := a.open(1, 500_000, "")
 	lease.record()
-	old := a.provider.running(lease.terms.ID())
+	old := a.provider.leases.Running(lease.terms.ID())
 	for range 3 {
 		cut(t, a)
-		clearRefused(b.provider.replicas)
-		if err := b.provider.replicas.sweep(t.Context()); err != nil {
+		b.provider.gateway.TryAgain()
+		if err := b.provider.gateway.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -407,7 +402,7 @@ func TestLeaseOfAGatewayThatLivesAfterAll(t *testing.T) {
 	}
 	lease.record()
 	lease.record()
-	if a.provider.running(lease.terms.ID()) != old {
+	if a.provider.leases.Running(lease.terms.ID()) != old {
 		t.Error("its owner let it go")
 	}
 }

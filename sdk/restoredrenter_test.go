@@ -255,7 +255,7 @@ func (p *pair) anew(old testrig.Files) testrig.Files {
 // use has the rental run until so much is used, and its lease end then. It returns what its provider has of the channel.
 func (p *pair) use(used time.Duration, ends bool) channel.State {
 	p.Helper()
-	l := p.provider.running(p.rental.ID())
+	l := p.provider.leases.Running(p.rental.ID())
 	ctx, stop := context.WithCancel(p.Context())
 	done := renterrig.Background(ctx, p.rental)
 	waitFor(p.T, func() bool { return l.Meter.Allocated() > int64(used) || len(done) > 0 })

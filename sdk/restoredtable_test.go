@@ -51,7 +51,7 @@ func (p *pair) goOn(records uint64) {
 
 // end has the provider end a lease, unless it has: of a renter that starves it was not paid in time.
 func (p *pair) end(id common.Hash) error {
-	if l := p.provider.running(id); l != nil {
+	if l := p.provider.leases.Running(id); l != nil {
 		return l.End(p.Context(), lease.Stop{Reason: "a test ends it"})
 	}
 	return nil

@@ -26,7 +26,7 @@ func TestEndedLeasesAreCollected(t *testing.T) {
 	for salt := range byte(5) {
 		tab := r.open(salt+1, 50_000, "")
 		tab.record()
-		ended = append(ended, weak.Make(r.provider.running(tab.terms.ID())))
+		ended = append(ended, weak.Make(r.provider.leases.Running(tab.terms.ID())))
 		final := tab.release()
 		tab.pay(final.Owed.Uint64())
 		tab.body.Close()
@@ -183,7 +183,7 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 			if _, ok, err := r.provider.store.Leases.Newest(t.Context(), b.terms.ID()); !ok || err != nil {
 				t.Fatalf("the lease's row is gone, %v", err)
 			}
-			if r.provider.running(b.terms.ID()) != nil {
+			if r.provider.leases.Running(b.terms.ID()) != nil {
 				b.idle()
 			}
 			eventually(t, "its GPU is free again", func() bool { return *r.provider.free() == 2 })

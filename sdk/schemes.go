@@ -73,10 +73,10 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 	deps := schemeDeps{
 		config: p.config, minDeposit: deposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
-		leases: leaseDirectory{&p.leases, p}, gpus: &p.reserved, debts: payerDebts{p}, outbox: &depositOutbox{p: p}, front: frontDesk{p},
+		leases: p.directory, gpus: &p.reserved, debts: payerDebts{p}, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}
 	p.reserved.Left = p.left
-	if p.replicas != nil {
+	if p.gateway != nil {
 		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.pool, Log: p.config.Log,
 			TTL: func() time.Duration { return p.config.OpenTimeout + p.leases.Deps.Timing.Begins() }}
 	}
@@ -104,7 +104,7 @@ func newSession(p *Provider, deps schemeDeps, minter *wire.Minter) *sessionschem
 		Confirmations: c.Confirmations, MinTransfer: deps.minTransfer,
 		DB: deps.db, Store: deps.store, Escrow: p.escrow, Payee: p.payee, Sender: deps.sender, Limiter: deps.limiter, Sponsor: deps.sponsor,
 		Marks: p.leases.Deps.Marks, Metrics: deps.metrics, OpenStreams: deps.metrics.streams, Starts: deps.starts, Log: c.Log,
-		Leases: deps.leases, GPUs: deps.gpus, Debts: deps.debts, Outbox: deps.outbox, Front: deps.front, Mute: p.muteLease,
+		Leases: deps.leases, GPUs: deps.gpus, Debts: deps.debts, Outbox: deps.outbox, Front: deps.front, Mute: p.directory.Mute,
 	}, minter)
 }
 
@@ -160,8 +160,8 @@ func (p *Provider) deviceBook() inventory.Book {
 	switch {
 	case ok:
 		return a.Inventory().Book()
-	case p.replicas != nil:
-		return p.replicas.devices()
+	case p.gateway != nil:
+		return p.gateway.Devices()
 	}
 	return &p.named.Own
 }

@@ -79,20 +79,20 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	left := a.provider.store
 	ok, err := left.Locks.Try(t.Context(), "close", "dead", ttl)
 	if err = errors.Join(err, cluster.Reservations{DB: left.DB}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
-		a.provider.replicas.devices().Keep(t.Context(), common.Hash{1}, []string{"ELSEWHERE"}, noRoute, ttl)); err != nil || !ok {
+		a.provider.gateway.Devices().Keep(t.Context(), common.Hash{1}, []string{"ELSEWHERE"}, noRoute, ttl)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	a.kill(line)
 	set(-time.Hour)
 	began := time.Now()
-	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil })
+	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil })
 	waitFor(t, b.leads)
 	waitFor(t, func() bool {
 		kept, err := b.provider.reserved.Others(t.Context(), common.Hash{})
 		return err == nil && len(kept) == 0
 	})
 	waitFor(t, func() bool {
-		held, err := b.provider.replicas.devices().Held(t.Context())
+		held, err := b.provider.gateway.Devices().Held(t.Context())
 		return err == nil && len(held) == 1 // the lease's own
 	})
 	waitFor(t, func() bool {
@@ -130,7 +130,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 	}
 	set(-time.Hour)
 	for began := time.Now(); time.Since(began) < 2*takeover; time.Sleep(50 * time.Millisecond) {
-		if now := lease.row(); now.Term != row.Term || now.Owner != row.Owner || b.provider.running(lease.terms.ID()) != nil {
+		if now := lease.row(); now.Term != row.Term || now.Owner != row.Owner || b.provider.leases.Running(lease.terms.ID()) != nil {
 			t.Fatalf("the lease was taken from a gateway that lives: %q in term %d, it was %q in %d", now.Owner, now.Term, row.Owner, row.Term)
 		}
 		if now := a.leader(); now != led {
@@ -144,13 +144,13 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 		}
 		lease.record()
 	}
-	clearRefused(b.provider.replicas)
+	b.provider.gateway.TryAgain()
 	set(0)
 	time.Sleep(2 * takeover)
 	waitFor(t, func() bool {
 		now := lease.row()
-		return now.State == wire.StateActive && (now.Owner == a.provider.replicas.identity() && a.provider.running(lease.terms.ID()) != nil) !=
-			(now.Owner == b.provider.replicas.identity() && b.provider.running(lease.terms.ID()) != nil)
+		return now.State == wire.StateActive && (now.Owner == a.provider.gateway.Identity() && a.provider.leases.Running(lease.terms.ID()) != nil) !=
+			(now.Owner == b.provider.gateway.Identity() && b.provider.leases.Running(lease.terms.ID()) != nil)
 	})
 	final := lease.release()
 	if s, err := b.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || !final.Final || s.Spent != final.Owed {
@@ -169,7 +169,7 @@ func TestGatewayTakesItsOwnLeasesBack(t *testing.T) {
 	a := newRig(t, onClock(address, 4*time.Second))
 	lease := a.open(1, 500_000, "")
 	lease.record()
-	old, before := a.provider.running(lease.terms.ID()), a.provider.replicas.identity()
+	old, before := a.provider.leases.Running(lease.terms.ID()), a.provider.gateway.Identity()
 	line.set(true)
 	select {
 	case <-old.Done:
@@ -179,7 +179,7 @@ func TestGatewayTakesItsOwnLeasesBack(t *testing.T) {
 	set(-time.Hour)
 	line.set(false)
 	began := time.Now()
-	waitFor(t, func() bool { return a.provider.running(lease.terms.ID()) != nil })
+	waitFor(t, func() bool { return a.provider.leases.Running(lease.terms.ID()) != nil })
 	t.Logf("it has it back after %s", time.Since(began).Round(10*time.Millisecond))
 	var ttl int64
 	if err := a.provider.db.View().Get(&ttl, `SELECT ttl FROM gateways WHERE id = $1`, before); err != nil || ttl != 0 {
@@ -205,7 +205,7 @@ func TestServerClockSetBackAfterAGoodEnd(t *testing.T) {
 	set(-time.Hour)
 	began := time.Now()
 	b := gatewayBeside(t, a, onClock(direct, takeover))
-	waitFor(t, func() bool { return b.provider.running(lease.terms.ID()) != nil && b.leads() })
+	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil && b.leads() })
 	if took := time.Since(began); took > takeover-5*time.Second {
 		t.Errorf("what was given back was taken after %s", took)
 	}

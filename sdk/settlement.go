@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/holiman/uint256"
 
@@ -10,6 +11,8 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/contain"
+	"github.com/gpupay/gpupay/sdk/internal/gateways"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
@@ -42,7 +45,7 @@ func (p *Provider) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender,
 	settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
 	return &settle.Book{Settler: settler, Watcher: &settle.Watcher{
 		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Finality: p.config.Finality, Store: txs,
-		Served: leasestore.New(db).Leases.Served, OnChange: func(_, now channel.State) { p.channelChanged(now) }, Log: p.config.Log,
+		Served: leasestore.New(db).Leases.Served, OnChange: func(_, now channel.State) { p.directory.Changed(now) }, Log: p.config.Log,
 	}}
 }
 
@@ -72,8 +75,8 @@ func (p *Provider) worthSettling(contract chain.Contract) error {
 // Settle fetches what has been vouchered now, in as few transactions as can be,
 // instead of waiting for the settlement policy.
 func (p *Provider) Settle(ctx context.Context) error {
-	if p.replicas != nil {
-		return p.replicas.settle(ctx)
+	if p.gateway != nil {
+		return p.gateway.Settlement.Settle(ctx)
 	}
 	return p.settlement.Settle(ctx)
 }
@@ -88,21 +91,31 @@ func (p *Provider) settled(s settle.Settlement) {
 	}
 }
 
-// channelChanged hears of every change the chain made to a channel.
-func (p *Provider) channelChanged(now channel.State) {
-	if now.Behind() && p.payee.Domain.Holds(now.Terms) == nil {
-		settledUnseen(p, now)
+// leaseEnded makes room for the next lease on the channel and has what is owed
+// settled, unless the renter closes first.
+func (p *Provider) leaseEnded(l *lease.Lease) {
+	p.leases.Drop(l)
+	if p.gateway != nil {
+		return // the leader finds it in the table
 	}
-	l := p.running(now.ID)
-	if l == nil {
-		return
+	if !l.Credit.Postpaid() {
+		return // its client comes back and goes on; the settlement's policy says when to claim
 	}
-	l.Balance.Observe(now)
-	if now.Status == channel.Open {
-		return
-	}
-	// What is metered from here on might never be paid.
-	p.leases.EndSoon(l, "the channel is "+now.Status.String())
+	p.soon(gateways.CloseGrace, l.Terms) // after a restart the policy's MaxAge settles it
+}
+
+// soon has a channel settled after a while, unless the provider stops or the next lease
+// runs on it by then: that one pays on, and has it settled when it ends. Nothing of the
+// lease is kept for it, and nothing at all afterwards.
+func (p *Provider) soon(wait time.Duration, terms channel.Terms) {
+	waiting, done := context.WithCancel(p.leases.Lifetime())
+	timer := time.AfterFunc(wait, func() {
+		done()
+		if p.leases.Running(terms.ID()) == nil {
+			p.settlement.Urgent(terms)
+		}
+	})
+	context.AfterFunc(waiting, func() { timer.Stop() })
 }
 
 // held is what was settled and waits in the contracts, as far as this process settles.

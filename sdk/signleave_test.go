@@ -38,7 +38,7 @@ func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
 					t.Errorf("Run: %v, want %v", err, channel.ErrClosing)
 				}
 			}
-			if l := p.provider.running(id); l != nil {
+			if l := p.provider.leases.Running(id); l != nil {
 				t.Errorf("lease %s goes on", l.ID)
 			}
 			if s := p.rental.Snapshot(); s.Reason == "" {
@@ -47,7 +47,7 @@ func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
 			if err := p.rental.Run(t.Context()); !errors.Is(err, channel.ErrClosing) {
 				t.Errorf("Run again: %v", err)
 			}
-			if l := p.provider.running(id); l != nil {
+			if l := p.provider.leases.Running(id); l != nil {
 				t.Errorf("lease %s began", l.ID)
 			}
 		})

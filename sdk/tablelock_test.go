@@ -51,7 +51,7 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 			}
 			waitFor(t, func() bool { // whoever has it reads and writes again
 				s, err := r.provider.payee.State(t.Context(), lease.terms.ID())
-				if err != nil || r.provider.running(lease.terms.ID()) == nil {
+				if err != nil || r.provider.leases.Running(lease.terms.ID()) == nil {
 					return false
 				}
 				if s.Accepted.IsZero() && s.Spent.Gt(&most) {
@@ -103,11 +103,11 @@ func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
 			if dies {
 				a.kill(line)
 			} else {
-				a.provider.replicas.standDown()
+				a.provider.gateway.StandDown()
 			}
 			waitFor(t, func() bool { return strings.Contains(calls(), "suspend") && (dies || watched.Load()) })
 			db.MustExec(`ALTER TABLE hidden RENAME TO records`)
-			waitFor(t, func() bool { return taker.provider.running(lease.terms.ID()) != nil })
+			waitFor(t, func() bool { return taker.provider.leases.Running(lease.terms.ID()) != nil })
 			waitFor(t, func() bool { return strings.Contains(calls(), "resume") })
 			if got := calls(); strings.Contains(got, "release") {
 				t.Errorf("after\n%s", got)

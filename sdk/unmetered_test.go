@@ -209,7 +209,7 @@ func TestUnmeteredLeaseIsSuspended(t *testing.T) {
 			if s := lease.status(leasestore.Suspended); s.Reason != leasing.ReasonUnmetered {
 				t.Fatalf("suspended because %q", s.Reason)
 			}
-			if v := w.provider.running(lease.terms.ID()).Status.Look(); v.Need != 0 {
+			if v := w.provider.leases.Running(lease.terms.ID()).Status.Look(); v.Need != 0 {
 				t.Error("a voucher is asked for")
 			}
 			if got := w.metric("gpupay_unmetered_leases"); got != "1" {
@@ -328,7 +328,7 @@ func TestFlappingLeaseEnds(t *testing.T) {
 	w := newWard(t, func(c *ProviderConfig) { c.SuspendTimeout = 4 * time.Second })
 	lease := w.open(1, 500_000, "")
 	w.step(2)
-	over := func() bool { return w.provider.running(lease.terms.ID()) == nil }
+	over := func() bool { return w.provider.leases.Running(lease.terms.ID()) == nil }
 	until := func(state leasestore.State) { // or its end
 		for tries := 0; tries < 120 && !over() && w.provider.Service(lease.terms.ID()) != string(state); tries++ {
 			w.clock.Advance(time.Second)

@@ -86,8 +86,8 @@ func newX402(ctx context.Context, p *Provider, deps schemeDeps, x X402Config) (*
 		Named: &p.named, Starts: deps.starts, Devices: p.deviceBook,
 		Leases: deps.leases, GPUs: deps.gpus, Debts: deps.debts, Outbox: deps.outbox, Front: deps.front,
 	}
-	if p.replicas != nil {
-		own.Shared, own.GatewayPoll = true, p.replicas.poll()
+	if p.gateway != nil {
+		own.Shared, own.GatewayPoll = true, p.gateway.Poll()
 	}
 	return x402scheme.New(ctx, own, &x402server.Accounts{
 		DB: deps.db, Book: &channel.Payee{Store: deps.db.Payee(), Domain: contract.Domain()}, Contract: contract,

@@ -176,7 +176,7 @@ func TestHostilePayments(t *testing.T) {
 			if strings.Contains(string(body), "0x08c379a0") || len(body) > 2000 {
 				t.Errorf("an answer of %d bytes: %.300s", len(body), body)
 			}
-			if r.provider.running(b.terms.ID()) != nil {
+			if r.provider.leases.Running(b.terms.ID()) != nil {
 				t.Error("a lease was begun")
 			}
 			if now := b.kept(); now.Accepted != kept.Accepted || now.Spent != kept.Spent || b.holds() != 50_000 {
@@ -385,7 +385,7 @@ func TestSessionHasNothingToSayOfX402(t *testing.T) {
 			t.Errorf("%s: %v", action, p)
 		}
 	}
-	if r.provider.running(b.terms.ID()) == nil {
+	if r.provider.leases.Running(b.terms.ID()) == nil {
 		t.Error("the lease was ended")
 	}
 }

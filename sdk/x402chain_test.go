@@ -62,7 +62,7 @@ func TestDepositThatRevertsAfterItsSimulation(t *testing.T) {
 	if err != nil || lost.Sign() == 0 || len(r.transactions(thief)) != 1 || len(r.transactions(honest)) != 0 {
 		t.Errorf("lost %s wei on %v and %v, %v", lost, r.transactions(thief), r.transactions(honest), err)
 	}
-	if r.provider.running(thief.terms.ID()) != nil {
+	if r.provider.leases.Running(thief.terms.ID()) != nil {
 		t.Error("a lease was begun")
 	}
 }
@@ -108,7 +108,7 @@ func TestDrainedChannel(t *testing.T) {
 	if refused := b.refused(b.pay(b.refunding(0))); refused.Error != string(x402.CodeRefundNoBalance) {
 		t.Errorf("a refund is refused with %q", refused.Error)
 	}
-	if r.provider.running(b.terms.ID()) != nil {
+	if r.provider.leases.Running(b.terms.ID()) != nil {
 		t.Error("a lease was begun")
 	}
 	b.open(20_000) // what is owed from before comes first

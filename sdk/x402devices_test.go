@@ -222,7 +222,7 @@ func TestGatewaysKeepAMeteredGPU(t *testing.T) {
 	}
 	one := newPayRig(t, change)
 	two, g := payRigOn(t, one.chain, change), newGate()
-	if err := two.provider.replicas.devices().Keep(t.Context(), common.Hash{1}, []string{sim.UUID(0)}, func(common.Hash) bool { return false }, time.Millisecond); err != nil {
+	if err := two.provider.gateway.Devices().Keep(t.Context(), common.Hash{1}, []string{sim.UUID(0)}, func(common.Hash) bool { return false }, time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "what a gateway kept that died ends", func() bool { return one.provider.config.Allocator.(gpu.Capacity).Free() == 1 })

@@ -14,7 +14,7 @@ import (
 // refundGivenUp has a refund of all in flight that no request waits for.
 func (b *buyer) refundGivenUp() {
 	b.Helper()
-	if b.provider.running(b.terms.ID()) != nil {
+	if b.provider.leases.Running(b.terms.ID()) != nil {
 		b.idle()
 	}
 	b.chain.RPC(b.T, nil, "evm_setAutomine", false)

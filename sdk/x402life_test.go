@@ -31,7 +31,7 @@ func TestWithdrawalIsNotServed(t *testing.T) {
 	r.chain.RPC(t, nil, "anvil_setBalance", b.key.Address(), "0xde0b6b3a7640000")
 	private := b.private
 	r.chain.Transact(t, private, r.contract.Address(), r.contract.InitiateWithdrawCall(b.terms, *uint256.NewInt(10_000)).Data)
-	eventually(t, "the lease ends", func() bool { return r.provider.running(b.terms.ID()) == nil })
+	eventually(t, "the lease ends", func() bool { return r.provider.leases.Running(b.terms.ID()) == nil })
 	eventually(t, "what was used is claimed", func() bool {
 		used, on := b.used(), b.on().View
 		return on.Settled == used && !used.IsZero()
@@ -101,7 +101,7 @@ func TestGatewaysShareAChannel(t *testing.T) {
 	there := *b
 	there.payRig = two
 	second := there.again()
-	if second.LeaseID != first.LeaseID || two.provider.running(b.terms.ID()) != nil {
+	if second.LeaseID != first.LeaseID || two.provider.leases.Running(b.terms.ID()) != nil {
 		t.Errorf("another lease %s, first %s", second.LeaseID, first.LeaseID)
 	}
 	base := there.charged

@@ -180,7 +180,7 @@ func TestOneCorrectionIsEnough(t *testing.T) {
 					one.charged = 1
 				}
 				one.corrected(one.pay(next()))
-				if kept := b.kept(); kept.Spent.Uint64() == one.charged && r.provider.running(b.terms.ID()).Status.State() == leasestore.Active {
+				if kept := b.kept(); kept.Spent.Uint64() == one.charged && r.provider.leases.Running(b.terms.ID()).Status.State() == leasestore.Active {
 					break
 				}
 				if tries == 10 {

@@ -27,7 +27,7 @@ func TestX402PriceChange(t *testing.T) {
 			r.shut()
 			r.config.PricePerGPUHour = price
 			r.start()
-			testrig.Eventually(t, "the lease goes on", func() bool { return r.provider.running(n.only().ID) != nil })
+			testrig.Eventually(t, "the lease goes on", func() bool { return r.provider.leases.Running(n.only().ID) != nil })
 			last := n.tick()
 			if last.Lease != first.Lease || !last.Record.Final {
 				t.Errorf("the tick after the price changed is answered by record %d of lease %s, final %t; the lease that ran was %s",
@@ -38,9 +38,9 @@ func TestX402PriceChange(t *testing.T) {
 				t.Errorf("the next lease begins at %s, the one before it ended at %s", next.Record.OwedBefore.Dec(), last.Record.Owed.Dec())
 			}
 			id := n.only().ID
-			if l := r.provider.running(id); l != nil {
+			if l := r.provider.leases.Running(id); l != nil {
 				r.provider.leases.EndSoon(l, "over")
-				testrig.Eventually(t, "it ends", func() bool { return r.provider.running(id) == nil })
+				testrig.Eventually(t, "it ends", func() bool { return r.provider.leases.Running(id) == nil })
 			}
 			kept, err := r.provider.Export(t.Context(), id)
 			if err != nil {

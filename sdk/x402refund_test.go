@@ -54,7 +54,7 @@ func TestRefunds(t *testing.T) {
 	if part.Amount.Uint64() != 5_000 || part.ChannelState.RefundNonce.Uint64() != 1 {
 		t.Fatalf("a part: %+v", part.SettleResponse)
 	}
-	if l := r.provider.running(b.terms.ID()); l != nil {
+	if l := r.provider.leases.Running(b.terms.ID()); l != nil {
 		t.Error("the lease goes on after a refund")
 	}
 	b.has(1_000_000 - 20_000 + 5_000)
@@ -125,7 +125,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	if b.charged != public-testMost+1 {
 		t.Errorf("the true client is told %d were charged, want %d", b.charged, public-testMost+1)
 	}
-	if after := b.kept(); r.provider.running(b.terms.ID()) != nil || after.Spent != before.Spent {
+	if after := b.kept(); r.provider.leases.Running(b.terms.ID()) != nil || after.Spent != before.Spent {
 		t.Error("a stranger was served")
 	}
 	b.corrected(b.pay(stolen())) // now it is only a wrong amount
@@ -184,7 +184,7 @@ func TestDustIsNotRefunded(t *testing.T) {
 		}
 		t.Fatalf("a refund of one base unit: %s", resp.Status)
 	}
-	if n := nonce() - before; n != 0 || r.provider.running(b.terms.ID()) == nil {
+	if n := nonce() - before; n != 0 || r.provider.leases.Running(b.terms.ID()) == nil {
 		t.Errorf("%d transactions, the lease is %s", n, r.provider.Service(b.terms.ID()))
 	}
 	b.idle()

@@ -74,12 +74,12 @@ func TestRestoredDeskServesNothingTwice(t *testing.T) {
 	defer func() { r.server = nil }()
 	b.charged = before
 	down.Store(true)
-	if resp := b.pay(today); resp.StatusCode < 500 || p.running(b.terms.ID()) != nil {
+	if resp := b.pay(today); resp.StatusCode < 500 || p.leases.Running(b.terms.ID()) != nil {
 		t.Fatalf("before the chain was read: %s", resp.Status)
 	}
 	down.Store(false)
 	b.corrected(b.pay(today))
-	if b.charged != claimed.Uint64() || p.running(b.terms.ID()) != nil {
+	if b.charged != claimed.Uint64() || p.leases.Running(b.terms.ID()) != nil {
 		t.Errorf("told %d, claimed was %s", b.charged, claimed.Dec())
 	}
 	if next := b.again(); next.ChargedAmount.IsZero() || b.kept().Settled != claimed {
@@ -219,7 +219,7 @@ func TestRestoredDeskIsToldByThePayer(t *testing.T) {
 		thief.refused(thief.pay(&theft))
 	}
 	claimed := b.on().View.Settled
-	if kept := b.kept(); kept.Spent != claimed || r.provider.running(b.terms.ID()) != nil || b.holds() != 100_000 {
+	if kept := b.kept(); kept.Spent != claimed || r.provider.leases.Running(b.terms.ID()) != nil || b.holds() != 100_000 {
 		t.Errorf("a public voucher had %s charged, claimed was %s", kept.Spent.Dec(), claimed.Dec())
 	}
 	b.again()

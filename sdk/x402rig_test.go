@@ -360,8 +360,8 @@ func (b *buyer) kept() channel.State {
 // idle ends the channel's lease and takes over what it was charged.
 func (b *buyer) idle() {
 	b.Helper()
-	b.provider.leases.EndSoon(b.provider.running(b.terms.ID()), "the test wants it idle")
-	eventually(b.T, "the lease ends", func() bool { return b.provider.running(b.terms.ID()) == nil })
+	b.provider.leases.EndSoon(b.provider.leases.Running(b.terms.ID()), "the test wants it idle")
+	eventually(b.T, "the lease ends", func() bool { return b.provider.leases.Running(b.terms.ID()) == nil })
 	kept := b.kept()
 	b.charged = kept.Spent.Uint64()
 }

@@ -117,7 +117,7 @@ func TestStreamAgain(t *testing.T) {
 	if lease2.LeaseID != lease.LeaseID || rec2.Record != rec.Record || b.charged != charged {
 		t.Errorf("another stream: %+v, charged %d after %d", lease2, b.charged, charged)
 	}
-	if after := b.kept(); after.Spent != spent && r.provider.running(b.terms.ID()) == nil {
+	if after := b.kept(); after.Spent != spent && r.provider.leases.Running(b.terms.ID()) == nil {
 		t.Errorf("spent %s after %s", after.Spent.Dec(), spent.Dec())
 	}
 }
@@ -192,7 +192,7 @@ func TestMeteredChargesWhatWasUsed(t *testing.T) {
 	if resp, text := post(first, "changed"); resp.StatusCode != http.StatusPaymentRequired {
 		t.Errorf("an old voucher with another body: %s %q", resp.Status, text)
 	}
-	if r.provider.running(b.terms.ID()) != nil || runs != 2 {
+	if r.provider.leases.Running(b.terms.ID()) != nil || runs != 2 {
 		t.Errorf("%d runs, or a lease goes on", runs)
 	}
 	if err := r.provider.Settle(t.Context()); err != nil {

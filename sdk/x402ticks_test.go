@@ -149,7 +149,7 @@ func (n *tickRenter) usesUp() {
 	n.Helper()
 	id := n.only().ID
 	testrig.Eventually(n.T, "the lease is suspended", func() bool {
-		l := n.provider.running(id)
+		l := n.provider.leases.Running(id)
 		return l == nil || l.Status.State() == leasestore.Suspended
 	})
 }
@@ -333,11 +333,11 @@ func (n *tickRenter) makeRoom(gpus int) {
 		return
 	}
 	id := all[0].ID
-	if l := n.provider.running(id); l == nil || len(l.Allocation.Devices) == gpus {
+	if l := n.provider.leases.Running(id); l == nil || len(l.Allocation.Devices) == gpus {
 		return
 	}
-	n.provider.leases.EndSoon(n.provider.running(id), "the test wants another")
-	testrig.Eventually(n.T, "the lease ends", func() bool { return n.provider.running(id) == nil })
+	n.provider.leases.EndSoon(n.provider.leases.Running(id), "the test wants another")
+	testrig.Eventually(n.T, "the lease ends", func() bool { return n.provider.leases.Running(id) == nil })
 }
 
 // does pays for one thing and reads all of the answer.

@@ -3,13 +3,27 @@ package sdk
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
+	"github.com/gpupay/gpupay/sdk/internal/gateways"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 )
+
+// newGateway makes this provider one gateway among those of its database.
+func (p *Provider) newGateway() *gateways.Gateway {
+	c := p.config
+	return gateways.New(gateways.Config{
+		DB: p.db, Payee: p.payee, Allocator: c.Allocator, Log: c.Log,
+		Takeover: c.Takeover, Tick: c.Tick, CallTimeout: c.CallTimeout, SuspendTimeout: c.SuspendTimeout, Credit: c.Credit,
+		Identify: p.identify, Owing: p.owing,
+		Notice:   func(ctx context.Context, l *lease.Lease) error { return p.x402.Notice(ctx, l) },
+		Endpoint: p.escrow.Backend(), Lead: fmt.Sprintf("settler %d %s %s", p.escrow.ChainID(), p.escrow.Address(), c.Key.Address()),
+		Service: p.newSettlement, AtWork: p.atWork.Store,
+	}, p.directory)
+}
 
 // identify makes the database this provider's, or fails if it is another one's. The
 // token may change, and the key to one that has the old one in PastKeys, while no
@@ -27,13 +41,4 @@ func (p *Provider) identify(ctx context.Context) error {
 		return fmt.Errorf("provider: %w", err)
 	}
 	return nil
-}
-
-// restamp is cluster.Restamp, and tells the operator of a clock that was set back.
-func (p *Provider) restamp(ctx context.Context) error {
-	behind, err := cluster.Restamp(ctx, p.db)
-	if behind >= time.Second {
-		p.config.Log.Warn("the database server's clock was set back: what gateways left that died ends later than usual", "by at least", behind)
-	}
-	return err
 }

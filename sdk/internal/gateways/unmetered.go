@@ -1,4 +1,4 @@
-package sdk
+package gateways
 
 import (
 	"context"
@@ -16,15 +16,15 @@ import (
 // from being served for nothing: nobody meters it then. When the credit that was
 // left to its payer is used up, by our own clock and by all of the payer's leases here, its devices are suspended, unless another
 // owner that runs it was heard of. Who finds it running, later, has them resumed.
-func (r *replicas) watchOver(l *lease.Lease) {
+func (g *Gateway) watchOver(l *lease.Lease) {
 	if !l.MetersHere() { // a node does so by itself
 		return
 	}
-	if !r.p.leases.Go(func(ctx context.Context) {
+	if !g.leases.Go(func(ctx context.Context) {
 		defer l.Balance.Leave()
 		select {
 		case <-l.Done:
-			r.guardCredit(ctx, l)
+			g.guardCredit(ctx, l)
 		case <-ctx.Done():
 		}
 	}) {
@@ -34,12 +34,12 @@ func (r *replicas) watchOver(l *lease.Lease) {
 
 // guardCredit goes on until somebody runs the lease, and until its devices are suspended where they have to be. It needs no answer of
 // the database for that. When the process stops it suspends what it has watched over, and nobody would from then on.
-func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
+func (g *Gateway) guardCredit(ctx context.Context, l *lease.Lease) {
 	l.Devices.CountUnmetered()
 	ask, stop := context.WithCancel(ctx)
 	defer stop()
 	heard := make(chan leasestore.Row, 1)
-	go r.listen(ask, l, heard)
+	go g.listen(ask, l, heard)
 	var pace chain.Backoff
 	suspended, next := false, time.Now()
 	for {
@@ -49,28 +49,28 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
 			case row.ID == "":
 				l.Guard.TakeBack()
 			case suspended && row.State == wire.StateActive:
-				r.undo(ctx, l, row)
+				g.Undo(ctx, l, row)
 			}
 			return
 		case <-ctx.Done():
-			r.lastLook(context.WithoutCancel(ctx), l)
+			g.lastLook(context.WithoutCancel(ctx), l)
 			return
-		case <-time.After(r.poll()):
+		case <-time.After(g.Poll()):
 		}
-		if r.p.leases.RunsAgain(l) && !l.Guard.HalfResumed() {
+		if g.leases.RunsAgain(l) && !l.Guard.HalfResumed() {
 			return
 		}
 		if !l.Guard.Overspent() || time.Now().Before(next) {
 			continue
 		}
-		r.p.config.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.ID, "channel", l.Terms.ID())
+		g.Log.Warn("nobody meters a lease and its credit is used up: its devices are suspended", "lease", l.ID, "channel", l.Terms.ID())
 		err := l.Guard.SuspendLate(ctx)
 		switch {
 		case err == nil:
 			suspended = true
 			l.Balance.Claims(false)
 		case errors.Is(err, leasestore.ErrNotOwner):
-			r.p.config.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.ID, "error", err)
+			g.Log.Info("another gateway of this host runs a lease that was let go: its devices are left alone", "lease", l.ID, "error", err)
 			return
 		default:
 			l.Guard.CannotSuspend(err)
@@ -80,15 +80,15 @@ func (r *replicas) guardCredit(ctx context.Context, l *lease.Lease) {
 }
 
 // listen says when somebody runs the lease, with its row, or without where that is gone.
-func (r *replicas) listen(ctx context.Context, l *lease.Lease, heard chan<- leasestore.Row) {
-	for chain.Pause(ctx, r.poll()) == nil {
-		row, err := r.seen(ctx, l)
+func (g *Gateway) listen(ctx context.Context, l *lease.Lease, heard chan<- leasestore.Row) {
+	for chain.Pause(ctx, g.Poll()) == nil {
+		row, err := g.seen(ctx, l)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			heard <- leasestore.Row{}
 			return
 		case err != nil || row.State == wire.StateSuspended && l.Guard.HalfResumed():
-		case row.State != wire.StateActive || row.Term != l.Term && r.isRun(ctx, l, row):
+		case row.State != wire.StateActive || row.Term != l.Term && g.isRun(ctx, l, row):
 			heard <- row
 			return
 		}
@@ -97,8 +97,8 @@ func (r *replicas) listen(ctx context.Context, l *lease.Lease, heard chan<- leas
 
 // lastLook is the guard's as its process stops: what it watched over is suspended, unless the database answers, and says that somebody
 // has it, or that the next process can take it up as any lease that has credit left.
-func (r *replicas) lastLook(ctx context.Context, l *lease.Lease) {
-	row, err := r.seen(ctx, l)
+func (g *Gateway) lastLook(ctx context.Context, l *lease.Lease) {
+	row, err := g.seen(ctx, l)
 	if err == nil && (row.Term != l.Term || !l.Guard.Overspent()) {
 		return
 	}
@@ -106,48 +106,48 @@ func (r *replicas) lastLook(ctx context.Context, l *lease.Lease) {
 }
 
 // seen is the lease's row, if the database answers.
-func (r *replicas) seen(ctx context.Context, l *lease.Lease) (leasestore.Row, error) {
+func (g *Gateway) seen(ctx context.Context, l *lease.Lease) (leasestore.Row, error) {
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
-	return r.p.store.Leases.ByID(ask, l.ID.Hex())
+	return g.leases.Store.Leases.ByID(ask, l.ID.Hex())
 }
 
 // isRun reports whether somebody runs a lease that was taken over. Who could not read what he needs for that, as this gateway
 // itself under its new name, gives it back: nobody meters it meanwhile.
-func (r *replicas) isRun(ctx context.Context, l *lease.Lease, row leasestore.Row) bool {
-	if r.p.running(l.Terms.ID()) != nil {
+func (g *Gateway) isRun(ctx context.Context, l *lease.Lease, row leasestore.Row) bool {
+	if g.leases.Running(l.Terms.ID()) != nil {
 		return true
 	}
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
-	lives, err := r.members().Lives(ask, row.Owner)
-	return err == nil && lives && row.Owner != r.identity()
+	lives, err := g.members.Lives(ask, row.Owner)
+	return err == nil && lives && row.Owner != g.Identity()
 }
 
 // halt suspends a lease that this gateway took over and cannot go on with. Who goes on with it has it resumed.
-func (r *replicas) halt(ctx context.Context, row leasestore.Row) error {
+func (g *Gateway) halt(ctx context.Context, row leasestore.Row) error {
 	a, err := row.Allocated()
 	if err != nil || row.State != wire.StateActive || a.Node != "" { // a node does so by itself
 		return err
 	}
-	r.p.config.Log.Warn("a lease of a gateway that is gone cannot be taken up, and its credit is used up: its devices are suspended", "lease", row.ID, "channel", row.Channel)
-	call, cancel := context.WithTimeout(ctx, r.p.config.CallTimeout)
+	g.Log.Warn("a lease of a gateway that is gone cannot be taken up, and its credit is used up: its devices are suspended", "lease", row.ID, "channel", row.Channel)
+	call, cancel := context.WithTimeout(ctx, g.CallTimeout)
 	defer cancel()
-	return r.p.leases.Deps.Placer.Suspend(call, a)
+	return g.leases.Deps.Placer.Suspend(call, a)
 }
 
-// undo gives the devices of a lease that runs again back to its renter, unless whoever runs it has done so after they were suspended,
+// Undo gives the devices of a lease that runs again back to its renter, unless whoever runs it has done so after they were suspended,
 // as the file of this host's gateways says: it may have suspended them again.
-func (r *replicas) undo(ctx context.Context, l *lease.Lease, row leasestore.Row) {
+func (g *Gateway) Undo(ctx context.Context, l *lease.Lease, row leasestore.Row) {
 	a := l.Allocation
 	a.Term = row.Term
-	if ran, err := r.p.leases.Deps.Marks.Ran(ctx, l.ID, row.Term); err == nil && ran {
+	if ran, err := g.leases.Deps.Marks.Ran(ctx, l.ID, row.Term); err == nil && ran {
 		return
 	}
 	call, cancel := context.WithTimeout(ctx, l.Deps.Timing.CallTimeout)
 	defer cancel()
 	if err := l.Deps.Placer.Resume(call, a); err != nil && !errors.Is(err, leasestore.ErrNotOwner) && ctx.Err() == nil { // else the process stops, and the next one resumes it
-		r.p.config.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.ID, "error", err)
-		_ = r.p.store.Leases.Command(ctx, l.ID, "could not be resumed")
+		g.Log.Error("a lease that runs again could not be resumed: it ends", "lease", l.ID, "error", err)
+		_ = g.leases.Store.Leases.Command(ctx, l.ID, "could not be resumed")
 	}
 }
