@@ -77,7 +77,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/leasestore", "channel channel/store metering metering/usage sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
 	{"sdk/internal/placement", "channel metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
-	{"sdk/internal/payercredit", "channel internal/u256 sdk/internal/leasestore"},
+	{"sdk/internal/payercredit", "channel channel/store internal/u256 sdk/chain sdk/internal/leasestore sdk/units sdk/wire"},
 	{"sdk/internal/lease", "channel internal/fault internal/u256 metering metering/sampling metering/usage sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
 	{"sdk/internal/gateways", "channel channel/store metering sdk/chain sdk/gpu sdk/internal/cluster sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore " +
 		"sdk/internal/placement sdk/internal/run sdk/settle sdk/wire"},

@@ -151,6 +151,11 @@ const (
 	defaultAliveEvery  = 10 * time.Second
 )
 
+// defaultDebtKept is how long a debt counts that no voucher can pay any more. A
+// stranger has the credit with each new address, so that asking longer would keep
+// nobody out but who is known.
+const defaultDebtKept = 24 * time.Hour
+
 // withDefaults fills in the defaults; check says what is missing.
 func (c ProviderConfig) withDefaults() ProviderConfig {
 	c.Credit = cmp.Or(c.Credit, time.Minute)

@@ -142,7 +142,7 @@ func TestManyLeasesGoOn(t *testing.T) {
 // wantDebt has the vouchers of leases that ended count as a debt.
 func (r *rig) wantDebt(t *testing.T, leases []*tab) {
 	t.Helper()
-	owing, err := r.provider.owing(t.Context(), r.payer.Address())
+	owing, err := r.provider.debts.Owing(t.Context(), r.payer.Address())
 	if err != nil || len(owing) != len(leases) {
 		t.Fatalf("%d channels count, of %d, %v", len(owing), len(leases), err)
 	}

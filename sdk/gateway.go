@@ -18,7 +18,7 @@ func (p *Provider) newGateway() *gateways.Gateway {
 	return gateways.New(gateways.Config{
 		DB: p.db, Payee: p.payee, Allocator: c.Allocator, Log: c.Log,
 		Takeover: c.Takeover, Tick: c.Tick, CallTimeout: c.CallTimeout, SuspendTimeout: c.SuspendTimeout, Credit: c.Credit,
-		Identify: p.identify, Owing: p.owing,
+		Identify: p.identify, Owing: p.debts.Owing,
 		Notice:   func(ctx context.Context, l *lease.Lease) error { return p.x402.Notice(ctx, l) },
 		Endpoint: p.escrow.Backend(), Lead: fmt.Sprintf("settler %d %s %s", p.escrow.ChainID(), p.escrow.Address(), c.Key.Address()),
 		Service: p.newSettlement, AtWork: p.atWork.Store,

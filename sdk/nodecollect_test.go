@@ -121,7 +121,7 @@ func TestReleasedWhileItsNodeIsAway(t *testing.T) {
 			if !newest.Owed.Gt(&last.Owed) {
 				t.Errorf("%s is charged, as when it ended", newest.Owed.Dec())
 			}
-			owing, err := r.provider.owing(t.Context(), lease.terms.Payer)
+			owing, err := r.provider.debts.Owing(t.Context(), lease.terms.Payer)
 			if err != nil || len(owing) != 1 {
 				t.Fatalf("the payer owes on %d channels: %v", len(owing), err)
 			}

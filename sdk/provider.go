@@ -69,6 +69,7 @@ type Provider struct {
 	directory  *gateways.Directory            // leases wherever they run
 	schemes    []scheme.Scheme                // the first takes what no other does
 	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
+	debts      *payercredit.Debts
 	session    *sessionscheme.Scheme
 	x402       *x402scheme.Scheme // nil where x402 is not offered
 	named      x402scheme.Named
@@ -197,14 +198,16 @@ func (p *Provider) lets() {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
 	p.leases.Prepaid, p.leases.Allocated = p.prepaid, p.reserved.Taken
-	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) { return p.owing(ctx, payer) }
+	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) {
+		return p.debts.Owing(ctx, payer)
+	}
 	if p.nodes != nil {
 		p.leases.Remote = p.nodes.NewLease
 	}
 	p.leases.Deps = lease.Deps{
 		Placer:   p.placer(),
 		Sick:     p.leases.Offered.Quarantines(p.config.Allocator),
-		Liveness: contain.Liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: payercredit.New(p.leastRow(p.escrow)),
+		Liveness: contain.Liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: p.debts.Accounts,
 		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.leaseEnded, Dropped: p.leases.Drop,
 		Timing: lease.Timing{Tick: p.config.Tick, RecordEvery: p.config.RecordEvery,
 			SuspendTimeout: p.config.SuspendTimeout, AliveEvery: p.config.AliveEvery, CallTimeout: p.config.CallTimeout},
@@ -221,7 +224,7 @@ func (p *Provider) lets() {
 // nodesConfig is what the nodes' leases need of this gateway.
 func (p *Provider) nodesConfig() remote.Config {
 	row := p.leases.Deps.Row
-	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.gateway != nil,
+	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.debts.Owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.gateway != nil,
 		Log: p.config.Log, CallTimeout: p.config.CallTimeout, Tolerance: p.config.ClockTolerance, Credit: p.config.Credit, Tick: p.config.Tick,
 		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, Offer: p.Offer, Renew: p.renewOffer,
 		Image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
@@ -255,6 +258,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	if p.batch, err = p.x402Contract(ctx); err != nil {
 		return err
 	}
+	p.debts = p.newDebts()
 	if p.db.Shared() {
 		p.gateway = p.newGateway()
 		p.sender = p.newSender(txs)
@@ -268,6 +272,21 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	p.sponsor = admit.NewGasSponsor(p.sender, p.contracts(), p.config.Limits.gasBudget())
 	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Poll, p.config.Log
 	return p.mountSchemes(ctx)
+}
+
+// newDebts counts what payers owe on all contracts.
+func (p *Provider) newDebts() *payercredit.Debts {
+	return &payercredit.Debts{DB: p.db, Store: p.store, Payee: p.payee, Accounts: payercredit.New(p.leastRow(p.escrow)), Log: p.config.Log,
+		Escrow: p.escrow, Contracts: p.contracts(), Row: p.leastRow, Credit: p.config.Credit, Tick: p.config.Tick, Kept: p.config.DebtKept, Decimals: p.token.Decimals}
+}
+
+// Forgive writes off what a payer owes on channels that are closed, or, with x402, have nothing left, where no voucher
+// can pay it any more: its credit is whole again, at every gateway of the database.
+// What it owes on other channels stays owed. It returns what was written off, in base
+// units: nothing the second time. Debts that nobody forgives are written off after
+// ProviderConfig.DebtKept.
+func (p *Provider) Forgive(ctx context.Context, payer common.Address) (sum uint256.Int, err error) {
+	return p.debts.Forgive(ctx, payer)
 }
 
 // challenges mints and checks challenges with the database's secret.

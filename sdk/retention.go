@@ -34,7 +34,7 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*au
 		if err != nil {
 			return pruned, err
 		}
-		owes, err := p.owesStill(ctx, s)
+		owes, err := p.debts.OwesStill(ctx, s)
 		if err != nil {
 			return pruned, err
 		}

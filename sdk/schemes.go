@@ -73,7 +73,7 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 	deps := schemeDeps{
 		config: p.config, minDeposit: deposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
-		leases: p.directory, gpus: &p.reserved, debts: payerDebts{p}, outbox: &depositOutbox{p: p}, front: frontDesk{p},
+		leases: p.directory, gpus: &p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}
 	p.reserved.Left = p.left
 	if p.gateway != nil {

@@ -67,7 +67,8 @@ var targets = []target{
 		{"x402scheme", "sdk/internal/x402scheme", []string{"*.go"}},
 		{"sessionscheme", "sdk/internal/sessionscheme", []string{"*.go"}},
 		{"lease", "sdk/internal/lease", []string{"*.go"}},
-		{"provider", "sdk", []string{"front.go", "outbox.go", "payercredit.go", "retention.go", "settlement.go"}},
+		{"provider", "sdk", []string{"front.go", "outbox.go", "retention.go", "settlement.go"}},
+		{"payercredit", "sdk/internal/payercredit", []string{"debts.go"}},
 	}},
 }
 
