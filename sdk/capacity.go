@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -12,7 +13,49 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/nodelink"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 )
+
+// listGPUs has the provider know what it rents out: its source's GPUs, or those of its nodes.
+func (p *Provider) listGPUs(ctx context.Context) (err error) {
+	if len(p.config.Nodes) > 0 {
+		p.nodes, err = p.config.newNodes()
+		return err
+	}
+	if p.config.Allocator == nil {
+		p.config.Allocator = gpu.HostOf(ctx, p.config.Source)
+	}
+	if p.leases.Offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
+		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
+	} else if len(p.leases.Offered.Devices) == 0 {
+		p.noGPUs = fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
+	}
+	if err := inventory.OfOneKind(p.leases.Offered.Devices); err != nil {
+		return fmt.Errorf("provider: %w", err)
+	}
+	return nil
+}
+
+// newNodes makes the clients of a configuration's nodes.
+func (c ProviderConfig) newNodes() (*remote.Nodes, error) {
+	if err := c.NodeIdentity.CheckGateway(); err != nil {
+		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
+	}
+	var clients []*nodelink.Client
+	for _, link := range c.Nodes {
+		client, err := nodelink.NewClient(link.Name, link.URL, c.NodeIdentity)
+		if err != nil {
+			return nil, fmt.Errorf("provider: Nodes: %w", err)
+		}
+		clients = append(clients, client)
+	}
+	pool, err := nodelink.NewPool(clients, c.Log)
+	if err != nil {
+		return nil, fmt.Errorf("provider: Nodes: %w", err)
+	}
+	return remote.New(pool), nil
+}
 
 // pool names the devices that are rented out here: reservations of another host, none of whose devices these are, are nothing to it. One
 // gateway of a host may know a device that was lost when another one started.

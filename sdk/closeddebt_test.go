@@ -53,11 +53,10 @@ func TestDepositUnderARowIsRefused(t *testing.T) {
 		{"0.01", "0.10", 0, false}, {"0.02", "0.10", 0, false}, {"0.03", "0.10", 0, true}, {"0.01", "", 0, true}, {"0.01", "0", 0, true},
 		{"0.01", "", 10_001, false}, {"0.01", "", 10_000, true},
 	} {
-		p := &Provider{config: ProviderConfig{PricePerGPUHour: hour, MinDeposit: c.deposit, MinTransfer: c.transfer}}
-		p.config.Settlement.LeastRow = *uint256.NewInt(c.row)
-		p.token = &chain.Token{Decimals: 6}
-		var err error
-		if p.minTransfer, err = p.leastTransfer(); err != nil {
+		config := ProviderConfig{PricePerGPUHour: hour, MinDeposit: c.deposit, MinTransfer: c.transfer}
+		config.Settlement.LeastRow = *uint256.NewInt(c.row)
+		p, err := pricesOf(config, 6)
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := p.worthSettling(&chain.Escrow{}); (err == nil) != c.taken {

@@ -547,9 +547,9 @@ func TestLeaseFromBeforeGoesOn(t *testing.T) {
 	if err := errors.Join(err, r.provider.store.Offers.Put(t.Context(), before)); err != nil {
 		t.Fatal(err)
 	}
-	r.provider.offerMu.Lock()
-	r.provider.offer = before
-	r.provider.offerMu.Unlock()
+	r.provider.offers.mu.Lock()
+	r.provider.offers.newest = before
+	r.provider.offers.mu.Unlock()
 	lease := r.open(1, 300_000, "")
 	lease.record()
 	r.restart()

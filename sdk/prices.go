@@ -1,116 +1,94 @@
 package sdk
 
 import (
-	"context"
 	"fmt"
 	"time"
 
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk/gpu"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
-	"github.com/gpupay/gpupay/sdk/internal/nodelink"
-	"github.com/gpupay/gpupay/sdk/internal/remote"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
-// prices turns what people say (units of the token, an hour) into what is
-// charged (base units), and refuses what cannot be charged exactly.
-func (p *Provider) prices(ctx context.Context) error {
+// prices is what people say in a configuration (units of the token, an hour) as what is charged: in base units.
+type prices struct {
+	price       metering.Price
+	credit      uint256.Int // for ProviderConfig.Credit of GPU time
+	minDeposit  uint256.Int
+	minTransfer uint256.Int // worth a transaction of ours
+	minDelta    uint256.Int // what a voucher must add
+	row         uint256.Int // what a channel must bring to be settled; zero: by the gas of its contract
+
+	decimals uint8 // of the token
+}
+
+// pricesOf refuses what cannot be charged exactly.
+func pricesOf(c ProviderConfig, decimals uint8) (prices, error) {
+	p := prices{row: c.Settlement.LeastRow, decimals: decimals}
 	var err error
-	if p.price, err = units.PerHour(p.config.PricePerGPUHour, p.token.Decimals); err != nil {
-		return fmt.Errorf("provider: PricePerGPUHour: %w", err)
+	if p.price, err = units.PerHour(c.PricePerGPUHour, decimals); err != nil {
+		return p, fmt.Errorf("provider: PricePerGPUHour: %w", err)
 	}
-	if p.credit, err = p.price.Charge(uint64(p.config.Credit)); err != nil {
-		return fmt.Errorf("provider: Credit: %w", err)
+	if p.credit, err = p.price.Charge(uint64(c.Credit)); err != nil {
+		return p, fmt.Errorf("provider: Credit: %w", err)
 	}
-	if p.minTransfer, err = p.leastTransfer(); err != nil {
-		return err
+	if p.minTransfer, err = p.amount("MinTransfer", c.MinTransfer); err != nil {
+		return p, err
 	}
-	if err := p.worthSettling(p.escrow); err != nil {
-		return err
+	if p.minDeposit, err = p.amount("MinDeposit", c.MinDeposit); c.MinDeposit == "" {
+		p.minDeposit, err = p.price.Charge(uint64(10 * time.Minute))
 	}
-	if p.minDelta, err = p.leastDelta(); err != nil {
-		return err
-	}
-	if p.config.Settlement.Dust.IsZero() {
-		p.config.Settlement.Dust = p.minTransfer
-	}
-	if len(p.config.Nodes) > 0 {
-		p.nodes, err = p.config.newNodes()
-		return err
-	}
-	if p.config.Allocator == nil {
-		p.config.Allocator = gpu.HostOf(ctx, p.config.Source)
-	}
-	if p.leases.Offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
-		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
-	} else if len(p.leases.Offered.Devices) == 0 {
-		p.noGPUs = fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
-	}
-	if err := inventory.OfOneKind(p.leases.Offered.Devices); err != nil {
-		return fmt.Errorf("provider: %w", err)
-	}
-	return nil
-}
-
-func (p *Provider) minDeposit() (uint256.Int, error) {
-	if p.config.MinDeposit == "" {
-		return p.price.Charge(uint64(10 * time.Minute))
-	}
-	v, err := units.Parse(p.config.MinDeposit, p.token.Decimals)
 	if err != nil {
-		return v, fmt.Errorf("provider: MinDeposit: %w", err)
+		return p, err
 	}
-	return v, nil
+	if c.MinTransfer == "" {
+		p.minTransfer.Div(&p.minDeposit, uint256.NewInt(10))
+	}
+	p.minDelta, err = p.leastDelta(c.MinVoucherDelta)
+	return p, err
 }
 
-// leastTransfer is ProviderConfig.MinTransfer in base units.
-func (p *Provider) leastTransfer() (uint256.Int, error) {
-	if p.config.MinTransfer != "" {
-		v, err := units.Parse(p.config.MinTransfer, p.token.Decimals)
-		if err != nil {
-			err = fmt.Errorf("provider: MinTransfer: %w", err)
-		}
-		return v, err
+// amount is what a field of the configuration comes to; nothing where it is empty.
+func (p *prices) amount(field, text string) (v uint256.Int, err error) {
+	if text == "" {
+		return v, nil
 	}
-	v, err := p.minDeposit()
-	v.Div(&v, uint256.NewInt(10))
+	if v, err = units.Parse(text, p.decimals); err != nil {
+		err = fmt.Errorf("provider: %s: %w", field, err)
+	}
 	return v, err
 }
 
 // leastDelta is ProviderConfig.MinVoucherDelta in base units.
-func (p *Provider) leastDelta() (uint256.Int, error) {
-	if p.config.MinVoucherDelta == "" {
-		return uint256.Int{}, nil
-	}
-	v, err := units.Parse(p.config.MinVoucherDelta, p.token.Decimals)
+func (p *prices) leastDelta(text string) (uint256.Int, error) {
+	v, err := p.amount("MinVoucherDelta", text)
 	if err != nil {
-		return v, fmt.Errorf("provider: MinVoucherDelta: %w", err)
+		return v, err
 	}
 	var most uint256.Int
 	if most.Rsh(&p.credit, 2); v.Gt(&most) {
-		return v, fmt.Errorf("provider: MinVoucherDelta (%s) is over a quarter of what Credit is worth (%s): a renter could not pay in time", p.config.MinVoucherDelta, units.Format(most, p.token.Decimals))
+		return v, fmt.Errorf("provider: MinVoucherDelta (%s) is over a quarter of what Credit is worth (%s): a renter could not pay in time", text, units.Format(most, p.decimals))
 	}
 	return v, nil
 }
 
-// newNodes makes the clients of a configuration's nodes.
-func (c ProviderConfig) newNodes() (*remote.Nodes, error) {
-	if err := c.NodeIdentity.CheckGateway(); err != nil {
-		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
+// leastRow is what a channel of a contract must bring to be settled, base units.
+func (p *prices) leastRow(contract chain.Contract) uint256.Int {
+	if !p.row.IsZero() {
+		return p.row
 	}
-	var clients []*nodelink.Client
-	for _, link := range c.Nodes {
-		client, err := nodelink.NewClient(link.Name, link.URL, c.NodeIdentity)
-		if err != nil {
-			return nil, fmt.Errorf("provider: Nodes: %w", err)
-		}
-		clients = append(clients, client)
+	batch, row := contract.SettlementGas()
+	return settle.RowOf(p.minTransfer, batch, row)
+}
+
+// worthSettling refuses a least deposit that is less than the least row: nothing of
+// such a channel would ever be settled, and its payer leaves with all that it used.
+func (p *prices) worthSettling(contract chain.Contract) error {
+	if row := p.leastRow(contract); p.minDeposit.Lt(&row) {
+		return fmt.Errorf("provider: MinDeposit is %s, and of a channel less than %s is not settled (MinTransfer, Settlement.LeastRow): deposit more, or lower those",
+			units.Format(p.minDeposit, p.decimals), units.Format(row, p.decimals))
 	}
-	pool, err := nodelink.NewPool(clients, c.Log)
-	if err != nil {
-		return nil, fmt.Errorf("provider: Nodes: %w", err)
-	}
-	return remote.New(pool), nil
+	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"math/big"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/contain"
@@ -48,15 +46,11 @@ import (
 // record and its charge are on disk before the renter sees them; no lease runs
 // further ahead of its vouchers than the credit in the signed offer.
 type Provider struct {
-	config  ProviderConfig
-	escrow  *chain.Escrow
-	token   *chain.Token
-	price   metering.Price
-	credit  uint256.Int // base units for ProviderConfig.Credit of GPU time
-	gasless bool        // we send renters' ERC-3009 deposits
-
-	minTransfer uint256.Int // base units that are worth a transaction of ours
-	minDelta    uint256.Int // base units that a voucher must add
+	config ProviderConfig
+	escrow *chain.Escrow
+	token  *chain.Token
+	prices
+	gasless bool // we send renters' ERC-3009 deposits
 
 	leases     lease.Manager
 	db         *store.DB
@@ -84,8 +78,7 @@ type Provider struct {
 
 	reserved reserve.Book // GPUs whose deposits are on their way
 
-	offerMu sync.Mutex
-	offer   wire.SignedOffer
+	offers offering
 
 	noGPUs error // why none could be listed at the start: it settles, and rents out nothing
 }
@@ -126,8 +119,18 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 }
 
 func (p *Provider) prepare(ctx context.Context) error {
-	if err := p.prices(ctx); err != nil {
+	var err error
+	if p.prices, err = pricesOf(p.config, p.token.Decimals); err == nil {
+		err = p.worthSettling(p.escrow)
+	}
+	if err == nil {
+		err = p.listGPUs(ctx)
+	}
+	if err != nil {
 		return err
+	}
+	if p.config.Settlement.Dust.IsZero() {
+		p.config.Settlement.Dust = p.minTransfer
 	}
 	db, err := database.Open(ctx, p.config.Database, "provider", leasestore.Migrations, "migrations/provider")
 	if err != nil {
@@ -144,12 +147,12 @@ func (p *Provider) prepare(ctx context.Context) error {
 	}
 	p.leases.Deps.Marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
-	p.directory = &gateways.Directory{Manager: &p.leases, Payee: p.payee, Offers: p.Offer, NoGPUs: p.noGPUs}
+	p.directory = &gateways.Directory{Manager: &p.leases, Payee: p.payee, Offers: p.offers.current, NoGPUs: p.noGPUs}
 	if p.nodes != nil {
 		err = p.nodes.Poll(ctx, db)
 	}
 	p.metrics = newProviderMetrics(p)
-	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.renewOffer(ctx)); err != nil {
+	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.makeOffers(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.lets()
@@ -226,7 +229,7 @@ func (p *Provider) nodesConfig() remote.Config {
 	row := p.leases.Deps.Row
 	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.debts.Owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.gateway != nil,
 		Log: p.config.Log, CallTimeout: p.config.CallTimeout, Tolerance: p.config.ClockTolerance, Credit: p.config.Credit, Tick: p.config.Tick,
-		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, Offer: p.Offer, Renew: p.renewOffer,
+		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, Offer: p.offers.current, Renew: p.offers.renew,
 		Image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
 			return gateways.Image(ctx, &p.leases, row, s)
 		},
@@ -298,64 +301,6 @@ func (p *Provider) challenges(ctx context.Context) (*wire.Minter, error) {
 	return &wire.Minter{Secret: secret, Realm: p.config.Realm, TTL: 5 * time.Minute, Now: time.Now}, nil
 }
 
-// renewOffer publishes an offer with a fresh expiry. A lease keeps the offer
-// it was rented under.
-func (p *Provider) renewOffer(ctx context.Context) error {
-	deposit, err := p.minDeposit()
-	if err != nil {
-		return err
-	}
-	devices := p.leases.Offered.List()
-	if p.nodes != nil {
-		devices = p.nodes.Devices()
-	}
-	var minTopUp *wire.Amount
-	if p.gasless && !p.minTransfer.IsZero() {
-		least := wire.NewAmount(p.minTransfer)
-		minTopUp = &least
-	}
-	version, meter := uint32(1), p.config.MeterKey.Address()
-	if p.nodes != nil { // each signs the records of its leases with a key of its own
-		version, meter = 2, common.Address{}
-	}
-	offer, err := wire.SignOffer(ctx, p.config.Key, wire.Offer{
-		Version:     version,
-		ChainID:     p.escrow.ChainID(),
-		Escrow:      wire.Address(p.escrow.Address()),
-		Token:       wire.Address(p.config.Token),
-		Payee:       wire.Address(p.config.Key.Address()),
-		Meter:       wire.Address(meter),
-		Amount:      wire.NewAmount(p.price.Amount),
-		Unit:        string(p.price.Unit),
-		Credit:      uint64(p.config.Credit / time.Second),
-		MinDeposit:  wire.NewAmount(deposit),
-		MinTopUp:    minTopUp,
-		Tick:        p.config.Tick.Milliseconds(),
-		MaxGap:      p.config.MaxGap.Milliseconds(),
-		RecordEvery: p.config.RecordEvery.Milliseconds(),
-		Devices:     wire.DevicesOf(devices),
-		Simulated:   wire.Simulated(devices),
-		Expires:     offerEnd(time.Now(), p.config.OfferTTL).Unix(),
-	})
-	if err != nil {
-		return err
-	}
-	if err := p.store.Offers.Put(ctx, offer); err != nil {
-		return err
-	}
-	p.offerMu.Lock()
-	defer p.offerMu.Unlock()
-	p.offer = offer
-	return nil
-}
-
-// Offer returns the offer that new leases are made under.
-func (p *Provider) Offer() wire.SignedOffer {
-	p.offerMu.Lock()
-	defer p.offerMu.Unlock()
-	return p.offer
-}
-
 // Run watches the chain, settles and renews the offer until ctx ends, Close is
 // called, or one of them fails for good. Without it nothing is settled.
 func (p *Provider) Run(ctx context.Context) error {
@@ -367,39 +312,9 @@ func (p *Provider) Run(ctx context.Context) error {
 	defer p.leases.Done()
 	defer context.AfterFunc(p.leases.Lifetime(), cancel)()
 	if p.gateway != nil {
-		return run.Ended(run.Together(ctx, p.gateway.Settlement.Run, p.renewOffers, p.retain))
+		return run.Ended(run.Together(ctx, p.gateway.Settlement.Run, p.offers.run, p.retain))
 	}
-	return run.Ended(run.Together(ctx, p.settlement.Run, p.renewOffers, p.retain))
-}
-
-// offerEnd is when an offer that is made now expires: after half of ttl at least, and ttl at most. It is the same for a whole
-// half, so that all gateways of a database, and the next process, make one offer: a balancer sends a renter, or a lease, to any.
-func offerEnd(now time.Time, ttl time.Duration) time.Time {
-	half := ttl / 2
-	return now.Truncate(half).Add(2 * half)
-}
-
-// offerLook is how long an offer is not renewed, at most, after it was due: the wall clock may have been set.
-const offerLook = time.Minute
-
-// renewOffers publishes the next offer when it is due. What fails is tried again.
-func (p *Provider) renewOffers(ctx context.Context) error {
-	for {
-		end := offerEnd(time.Now(), p.config.OfferTTL)
-		due := time.Until(end.Add(-p.config.OfferTTL / 2))
-		if err := chain.Pause(ctx, min(due+time.Millisecond, offerLook)); err != nil {
-			return err
-		}
-		if p.Offer().Expires == offerEnd(time.Now(), p.config.OfferTTL).Unix() {
-			continue
-		}
-		if err := p.renewOffer(ctx); err != nil && ctx.Err() == nil {
-			p.config.Log.Error("offer could not be renewed: it is tried again", "error", err)
-			if err := chain.Pause(ctx, time.Second); err != nil {
-				return err
-			}
-		}
-	}
+	return run.Ended(run.Together(ctx, p.settlement.Run, p.offers.run, p.retain))
 }
 
 // Close stops metering, watching and settling, and closes the database. Leases are kept: their devices

@@ -66,12 +66,8 @@ func (p *Provider) x402Config() X402Config {
 
 // mountSchemes has leases paid by the provider's own scheme and, where it is offered, by x402.
 func (p *Provider) mountSchemes(ctx context.Context) error {
-	deposit, err := p.minDeposit()
-	if err != nil {
-		return err
-	}
 	deps := schemeDeps{
-		config: p.config, minDeposit: deposit, minTransfer: p.minTransfer,
+		config: p.config, minDeposit: p.minDeposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
 		leases: p.directory, gpus: &p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}

@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/holiman/uint256"
@@ -16,7 +15,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/tower"
-	"github.com/gpupay/gpupay/sdk/units"
 )
 
 func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
@@ -47,29 +45,6 @@ func (p *Provider) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender,
 		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Finality: p.config.Finality, Store: txs,
 		Served: leasestore.New(db).Leases.Served, OnChange: func(_, now channel.State) { p.directory.Changed(now) }, Log: p.config.Log,
 	}}
-}
-
-// leastRow is what a channel of a contract must bring to be settled, base units.
-func (p *Provider) leastRow(contract chain.Contract) uint256.Int {
-	if least := p.config.Settlement.LeastRow; !least.IsZero() {
-		return least
-	}
-	batch, row := contract.SettlementGas()
-	return settle.RowOf(p.minTransfer, batch, row)
-}
-
-// worthSettling refuses a least deposit that is less than the least row: nothing of
-// such a channel would ever be settled, and its payer leaves with all that it used.
-func (p *Provider) worthSettling(contract chain.Contract) error {
-	deposit, err := p.minDeposit()
-	if err != nil {
-		return err
-	}
-	if row := p.leastRow(contract); deposit.Lt(&row) {
-		return fmt.Errorf("provider: MinDeposit is %s, and of a channel less than %s is not settled (MinTransfer, Settlement.LeastRow): deposit more, or lower those",
-			units.Format(deposit, p.token.Decimals), units.Format(row, p.token.Decimals))
-	}
-	return nil
 }
 
 // Settle fetches what has been vouchered now, in as few transactions as can be,
