@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
 )
 
 // listGPUs has the provider know what it rents out: its source's GPUs, or those of its nodes.
@@ -57,33 +59,43 @@ func (c ProviderConfig) newNodes() (*remote.Nodes, error) {
 	return remote.New(pool), nil
 }
 
+// capacity says how many GPUs a new lease could have, beside what leases have and what is kept for deposits on their way.
+type capacity struct {
+	nodes     *remote.Nodes // nil where this gateway meters
+	allocator gpu.Allocator
+	offered   *inventory.Offered
+	reserved  *reserve.Book
+	takes     func() error // why no new lease begins
+	log       *slog.Logger
+}
+
 // pool names the devices that are rented out here: reservations of another host, none of whose devices these are, are nothing to it. One
 // gateway of a host may know a device that was lost when another one started.
-func (p *Provider) pool() string {
-	if p.nodes != nil {
+func (c *capacity) pool() string {
+	if c.nodes != nil {
 		return "nodes"
 	}
-	all := inventory.Names(p.leases.Offered.Devices) // of the start: it does not change while others count by it
+	all := inventory.Names(c.offered.Devices) // of the start: it does not change while others count by it
 	slices.Sort(all)
 	return strings.Join(all, "\n")
 }
 
 // left is how many devices are free beside what others keep, and how many there
 // are where the allocator does not say what is free.
-func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error) {
-	if p.nodes != nil {
-		return p.nodes.FreeBeside(cluster.Beside(others, nil)), nil
+func (c *capacity) left(ctx context.Context, others []cluster.Kept) (int, error) {
+	if c.nodes != nil {
+		return c.nodes.FreeBeside(cluster.Beside(others, nil)), nil
 	}
-	host, known := p.config.Allocator.(inventory.Keeper)
+	host, known := c.allocator.(inventory.Keeper)
 	if !known || len(others) == 0 {
-		return p.leftBeside(cluster.Beside(others, nil))
+		return c.leftBeside(cluster.Beside(others, nil))
 	}
 	for { // until no lease began or ended in between: one that did would count twice, or not at all
 		held, err := host.Inventory().Book().Held(ctx)
 		if err != nil {
 			return 0, err
 		}
-		left, err := p.leftBeside(cluster.Beside(others, held))
+		left, err := c.leftBeside(cluster.Beside(others, held))
 		if err != nil {
 			return 0, err
 		}
@@ -93,10 +105,10 @@ func (p *Provider) left(ctx context.Context, others []cluster.Kept) (int, error)
 	}
 }
 
-func (p *Provider) leftBeside(others []int) (int, error) {
-	left, ok, err := contain.Free(p.config.Log, p.config.Allocator)
+func (c *capacity) leftBeside(others []int) (int, error) {
+	left, ok, err := contain.Free(c.log, c.allocator)
 	if !ok {
-		left = len(p.leases.Offered.List())
+		left = len(c.offered.List())
 	}
 	for _, kept := range others {
 		left -= kept
@@ -105,19 +117,19 @@ func (p *Provider) leftBeside(others []int) (int, error) {
 }
 
 // free is how many GPUs a new lease could have now. nil: the allocator does not say.
-func (p *Provider) free() *int {
+func (c *capacity) free() *int {
 	free := 0
-	if p.directory.TakesLeases() != nil {
+	if c.takes() != nil {
 		return &free
 	}
-	if _, ok := p.config.Allocator.(gpu.Capacity); !ok && p.nodes == nil {
+	if _, ok := c.allocator.(gpu.Capacity); !ok && c.nodes == nil {
 		return nil
 	}
-	others, err := p.reserved.Others(context.Background(), common.Hash{})
+	others, err := c.reserved.Others(context.Background(), common.Hash{})
 	if err != nil {
 		return &free // nothing can be begun without the book
 	}
-	left, err := p.left(context.Background(), others)
+	left, err := c.left(context.Background(), others)
 	if err == nil {
 		free = max(left, 0)
 	}

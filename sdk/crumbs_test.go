@@ -77,7 +77,7 @@ func TestVouchersThatNoSettlementFetchesAreADebt(t *testing.T) {
 	}
 	ahead := &tab{rig: r.rig, key: r.payer, terms: r.terms(r.payer.Address(), salt)}
 	ahead.attach(resp)
-	if err := r.provider.settlement.Books[0].Settler.Settle(t.Context(), ahead.terms.ID()); err != nil {
+	if err := r.provider.settlement.service.Books[0].Settler.Settle(t.Context(), ahead.terms.ID()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the advance is settled", func() bool { return r.settled(ahead) == row })

@@ -56,7 +56,7 @@ func (d frontDesk) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		if err := d.p.askToPay(w.Header(), r); err != nil {
 			problem = wire.Internal.With("no challenge could be made")
 		} else {
-			problem.FreeGPUs = d.p.free()
+			problem.FreeGPUs = d.p.capacity.free()
 		}
 	}
 	switch problem.Status {

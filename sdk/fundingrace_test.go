@@ -53,7 +53,7 @@ func TestGatewaysShareTheReservations(t *testing.T) {
 	}
 	one := newPayRig(t, change)
 	two := payRigOn(t, one.chain, change)
-	dead := cluster.Reservation{ID: "dead", Pool: one.provider.pool(), Channel: "of a gateway that died", GPUs: 2}
+	dead := cluster.Reservation{ID: "dead", Pool: one.provider.capacity.pool(), Channel: "of a gateway that died", GPUs: 2}
 	if err := (cluster.Reservations{DB: one.provider.db}).Keep(t.Context(), dead, time.Millisecond, func([]cluster.Kept) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if _, err := open("POST", 1, 3); err != nil {
 		t.Errorf("an open without a lease needs no GPU: %v", err)
 	}
-	if free := p.free(); free == nil || *free != 0 {
+	if free := p.capacity.free(); free == nil || *free != 0 {
 		t.Errorf("%v are said to be free", free)
 	}
 	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {

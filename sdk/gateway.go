@@ -7,6 +7,8 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/gateways"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
@@ -18,26 +20,25 @@ func (p *Provider) newGateway() *gateways.Gateway {
 	return gateways.New(gateways.Config{
 		DB: p.db, Payee: p.payee, Allocator: c.Allocator, Log: c.Log,
 		Takeover: c.Takeover, Tick: c.Tick, CallTimeout: c.CallTimeout, SuspendTimeout: c.SuspendTimeout, Credit: c.Credit,
-		Identify: p.identify, Owing: p.debts.Owing,
+		Identify: func(ctx context.Context) error { return identify(ctx, p.db, p.escrow, c) }, Owing: p.debts.Owing,
 		Notice:   func(ctx context.Context, l *lease.Lease) error { return p.x402.Notice(ctx, l) },
 		Endpoint: p.escrow.Backend(), Lead: fmt.Sprintf("settler %d %s %s", p.escrow.ChainID(), p.escrow.Address(), c.Key.Address()),
-		Service: p.newSettlement, AtWork: p.atWork.Store,
+		Service: p.settlement.newService, AtWork: p.settlement.atWork.Store,
 	}, p.directory)
 }
 
 // identify makes the database this provider's, or fails if it is another one's. The
 // token may change, and the key to one that has the old one in PastKeys, while no
 // gateway lives.
-func (p *Provider) identify(ctx context.Context) error {
-	if !p.db.Shared() {
+func identify(ctx context.Context, db *store.DB, escrow *chain.Escrow, c ProviderConfig) error {
+	if !db.Shared() {
 		return nil
 	}
-	c := p.config
-	mine := cluster.Identity{Chain: p.escrow.ChainID(), Escrow: c.Escrow.Hex(), Token: c.Token.Hex(), Payee: c.Key.Address().Hex(), Meter: c.MeterKey.Address().Hex()}
+	mine := cluster.Identity{Chain: escrow.ChainID(), Escrow: c.Escrow.Hex(), Token: c.Token.Hex(), Payee: c.Key.Address().Hex(), Meter: c.MeterKey.Address().Hex()}
 	past := func(payee string) bool {
 		return channel.SignerOf(c.PastKeys, common.HexToAddress(payee)) != nil
 	}
-	if err := (cluster.Members{DB: p.db}).Identify(ctx, mine, past); err != nil {
+	if err := (cluster.Members{DB: db}).Identify(ctx, mine, past); err != nil {
 		return fmt.Errorf("provider: %w", err)
 	}
 	return nil

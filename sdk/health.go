@@ -7,8 +7,12 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 )
 
@@ -37,42 +41,78 @@ type health struct {
 // quarantine, which nodes are refused and why and which are out of reach, how many leases nobody can meter, how old the oldest unsettled voucher
 // is, and when the chain was last seen.
 func (p *Provider) Health() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
-		defer cancel()
-		h, code := p.health(ctx), http.StatusOK
-		err := errors.Join(p.check(ctx), p.checkCoin(ctx, &h), h.checkSource(), p.leases.Deps.Marks.Check(ctx))
-		switch {
-		case err != nil:
-			h.Status, code = err.Error(), http.StatusServiceUnavailable
-		case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
-			h.Status = inventory.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
-		case len(h.Refused) > 0 || len(h.Away) > 0:
-			h.Status = fmt.Sprintf("degraded: %d nodes are refused, %d are out of reach", len(h.Refused), len(h.Away))
-		}
-		serve.JSON(w, code, h)
-	})
+	return &healthCheck{leases: &p.leases, nodes: p.nodes, sender: p.sender, sponsor: p.sponsor, db: p.db, escrow: p.escrow,
+		tolerance: p.config.ClockTolerance, chainSeen: p.settlement.chainSeen}
 }
 
-func (p *Provider) health(ctx context.Context) health {
-	leases, gpus := p.leases.All(), p.leases.GPUs(ctx)
-	refused, away := p.nodes.Unfit()
+// healthCheck asks what service hangs on.
+type healthCheck struct {
+	leases    *lease.Manager
+	nodes     *remote.Nodes // nil where this gateway meters
+	sender    *chain.Sender
+	sponsor   *admit.GasSponsor
+	db        *store.DB
+	escrow    *chain.Escrow
+	tolerance time.Duration // of the chain's clock
+	chainSeen func() (time.Time, bool)
+}
+
+func (c *healthCheck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	h, code := c.look(ctx), http.StatusOK
+	err := errors.Join(c.reach(ctx), c.checkCoin(ctx, &h), h.checkSource(), c.leases.Deps.Marks.Check(ctx))
+	switch {
+	case err != nil:
+		h.Status, code = err.Error(), http.StatusServiceUnavailable
+	case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
+		h.Status = inventory.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
+	case len(h.Refused) > 0 || len(h.Away) > 0:
+		h.Status = fmt.Sprintf("degraded: %d nodes are refused, %d are out of reach", len(h.Refused), len(h.Away))
+	}
+	serve.JSON(w, code, h)
+}
+
+func (c *healthCheck) look(ctx context.Context) health {
+	leases, gpus := c.leases.All(), c.leases.GPUs(ctx)
+	refused, away := c.nodes.Unfit()
 	h := health{Status: "ok", Leases: len(leases), Unmetered: lease.Unmetered(leases), Quarantined: append([]string{}, gpus.Quarantined...), Held: gpus.Held, Refused: refused,
 		Away: away, Restart: gpus.Restart()}
 	switch {
 	case gpus.Err != nil:
 		h.Source = gpus.Err.Error()
-	case p.nodes == nil:
+	case c.nodes == nil:
 		h.Source = "ok"
 	}
-	if age, err := p.sender.Store.Oldest(ctx, time.Now()); err == nil {
+	if age, err := c.sender.Store.Oldest(ctx, time.Now()); err == nil {
 		h.OldestUnsettled = age.Seconds()
 	}
-	if seen, ok := p.chainSeen(); ok {
+	if seen, ok := c.chainSeen(); ok {
 		ago := time.Since(seen).Seconds()
 		h.ChainSeen = &ago
 	}
 	return h
+}
+
+// checkCoin looks at what the key has for gas.
+func (c *healthCheck) checkCoin(ctx context.Context, h *health) error {
+	f, err := c.sponsor.Funds(ctx)
+	if err != nil {
+		return err
+	}
+	h.Coin, h.Reserve = f.Coin.String(), f.Reserve.String()
+	if f.Coin.Cmp(f.Least) < 0 {
+		return fmt.Errorf("%s has %s wei and a settlement may take %s: send it native coin", c.sender.Address(), f.Coin, f.Least)
+	}
+	return nil
+}
+
+// reach fails where the database or the chain does not answer.
+func (c *healthCheck) reach(ctx context.Context) error {
+	if err := c.db.View().PingContext(ctx); err != nil {
+		return err
+	}
+	return c.escrow.CheckClock(ctx, c.tolerance)
 }
 
 func (h *health) checkSource() error {
@@ -80,14 +120,4 @@ func (h *health) checkSource() error {
 		return nil
 	}
 	return fmt.Errorf("no GPU can be metered: %s", h.Source)
-}
-
-// chainSeen is when every contract was last looked at to the chain's newest block;
-// false before the first look, and where another gateway does that.
-func (p *Provider) chainSeen() (time.Time, bool) {
-	if p.settlement == nil {
-		return time.Time{}, false
-	}
-	seen := p.settlement.Looked()
-	return seen, !seen.IsZero()
 }

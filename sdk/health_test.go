@@ -34,7 +34,7 @@ func (w *ward) health() (int, health) {
 // a restart: health and metrics say so, and 503 only where it concerns all.
 func TestHealthTellsTheTruth(t *testing.T) {
 	w := newWard(t)
-	waitFor(t, func() bool { _, ok := w.provider.chainSeen(); return ok })
+	waitFor(t, func() bool { _, ok := w.provider.settlement.chainSeen(); return ok })
 	if code, h := w.health(); code != http.StatusOK || h.Status != "ok" || h.Source != "ok" || h.ChainSeen == nil || *h.ChainSeen > 60 || h.Coin == "" || h.Restart || h.Quarantined == nil {
 		t.Errorf("healthy: %d %+v", code, h)
 	}

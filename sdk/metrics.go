@@ -3,7 +3,6 @@ package sdk
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/big"
 	"net/http"
 	"strings"
@@ -14,8 +13,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -31,7 +34,7 @@ type providerMetrics struct {
 	forgone  prometheus.Counter
 }
 
-func newProviderMetrics(p *Provider) *providerMetrics {
+func newProviderMetrics(leases *lease.Manager) *providerMetrics {
 	m := &providerMetrics{
 		Metrics:  lease.NewMetrics(),
 		registry: prometheus.NewRegistry(),
@@ -40,8 +43,18 @@ func newProviderMetrics(p *Provider) *providerMetrics {
 		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
 		forgone:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_forgone_leases_total", Help: "Leases at nodes whose last records were given up: their node was away for too long, or what it gave did not hold."}),
 	}
-	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, inventory.Collector{Look: p.leases.GPUs}, &moneyCollector{p: p})
+	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, inventory.Collector{Look: leases.GPUs})
 	return m
+}
+
+// collectMoney has what is owed, vouchered and settled on all contracts among the metrics.
+func (p *Provider) collectMoney() {
+	books := []*channel.Payee{p.payee}
+	if p.x402 != nil {
+		books = append(books, p.x402.Book)
+	}
+	p.metrics.registry.MustRegister(&moneyCollector{leases: &p.leases, nodes: p.nodes, books: books, debts: p.store.Debts,
+		sender: p.sender, sponsor: p.sponsor, settles: &p.settlement, decimals: p.token.Decimals})
 }
 
 // Voucher counts a voucher that was taken.
@@ -58,7 +71,16 @@ func (m *providerMetrics) Refused(p *wire.Problem) {
 
 // moneyCollector reads the ledger when it is asked, so that a graph can never
 // disagree with it.
-type moneyCollector struct{ p *Provider }
+type moneyCollector struct {
+	leases   *lease.Manager
+	nodes    *remote.Nodes    // nil where this gateway meters
+	books    []*channel.Payee // of each contract
+	debts    leasestore.Debts
+	sender   *chain.Sender
+	sponsor  *admit.GasSponsor
+	settles  *settlement
+	decimals uint8 // of the token
+}
 
 var (
 	descLeases     = prometheus.NewDesc("gpupay_leases", "Leases running.", nil, nil)
@@ -88,35 +110,35 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	leases := c.p.leases.All()
+	leases := c.leases.All()
 	gauge(descLeases, float64(len(leases)))
 	gauge(descUnmetered, float64(lease.Unmetered(leases)))
-	sums, err := c.p.sums(ctx)
+	sums, err := c.sums(ctx)
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(descOwed, err)
 		return
 	}
-	gauge(descOwed, c.p.units(sums.spent))
-	gauge(descAccepted, c.p.units(sums.accepted))
-	gauge(descSettled, c.p.units(sums.settled))
-	gauge(descAtRisk, c.p.units(sums.atRisk))
-	gauge(descWrittenOff, c.p.units(sums.writtenOff))
-	gauge(descHeld, c.p.units(c.p.held()))
-	if wei, err := c.p.sender.GasSpent(ctx); err == nil {
+	gauge(descOwed, c.units(sums.spent))
+	gauge(descAccepted, c.units(sums.accepted))
+	gauge(descSettled, c.units(sums.settled))
+	gauge(descAtRisk, c.units(sums.atRisk))
+	gauge(descWrittenOff, c.units(sums.writtenOff))
+	gauge(descHeld, c.units(c.settles.held()))
+	if wei, err := c.sender.GasSpent(ctx); err == nil {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
 		gauge(descGas, ether)
 	}
-	if f, err := c.p.sponsor.Funds(ctx); err == nil {
+	if f, err := c.sponsor.Funds(ctx); err == nil {
 		gauge(descCoin, float(f.Coin))
 		gauge(descReserve, float(f.Reserve))
 	}
-	refused, away := c.p.nodes.Unfit()
+	refused, away := c.nodes.Unfit()
 	gauge(descRefused, float64(len(refused)))
 	gauge(descAway, float64(len(away)))
-	if seen, ok := c.p.chainSeen(); ok {
+	if seen, ok := c.settles.chainSeen(); ok {
 		gauge(descSeen, time.Since(seen).Seconds())
 	}
-	if age, err := c.p.sender.Store.Oldest(ctx, time.Now()); err == nil {
+	if age, err := c.sender.Store.Oldest(ctx, time.Now()); err == nil {
 		gauge(descOldest, age.Seconds())
 	}
 }
@@ -129,12 +151,13 @@ func float(wei *big.Int) float64 {
 
 type ledgerSums struct{ spent, accepted, settled, atRisk, writtenOff uint256.Int }
 
-func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
-	var sums ledgerSums
-	states, err := p.payee.Channels(ctx, channel.Open, channel.Closing)
-	if p.x402 != nil && err == nil {
+func (c *moneyCollector) sums(ctx context.Context) (sums ledgerSums, err error) {
+	var states []channel.State
+	for _, book := range c.books {
 		var more []channel.State
-		more, err = p.x402.Book.Channels(ctx, channel.Open, channel.Closing)
+		if more, err = book.Channels(ctx, channel.Open, channel.Closing); err != nil {
+			break
+		}
 		states = append(states, more...)
 	}
 	for _, s := range states {
@@ -147,7 +170,7 @@ func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 			sums.atRisk.Add(&sums.atRisk, &open)
 		}
 	}
-	lost, lostErr := p.store.Debts.WrittenOff(ctx)
+	lost, lostErr := c.debts.WrittenOff(ctx)
 	for _, amount := range lost {
 		sums.writtenOff.Add(&sums.writtenOff, &amount)
 	}
@@ -155,8 +178,8 @@ func (p *Provider) sums(ctx context.Context) (ledgerSums, error) {
 }
 
 // units is an amount for a graph.
-func (p *Provider) units(amount uint256.Int) float64 {
-	scale := new(big.Float).SetInt(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(p.token.Decimals)), nil))
+func (c *moneyCollector) units(amount uint256.Int) float64 {
+	scale := new(big.Float).SetInt(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(c.decimals)), nil))
 	f, _ := new(big.Float).Quo(new(big.Float).SetInt(amount.ToBig()), scale).Float64()
 	return f
 }
@@ -165,24 +188,4 @@ func (p *Provider) units(amount uint256.Int) float64 {
 // serve them to the world.
 func (p *Provider) Metrics() http.Handler {
 	return promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{})
-}
-
-// checkCoin looks at what the key has for gas.
-func (p *Provider) checkCoin(ctx context.Context, h *health) error {
-	f, err := p.sponsor.Funds(ctx)
-	if err != nil {
-		return err
-	}
-	h.Coin, h.Reserve = f.Coin.String(), f.Reserve.String()
-	if f.Coin.Cmp(f.Least) < 0 {
-		return fmt.Errorf("%s has %s wei and a settlement may take %s: send it native coin", p.sender.Address(), f.Coin, f.Least)
-	}
-	return nil
-}
-
-func (p *Provider) check(ctx context.Context) error {
-	if err := p.db.View().PingContext(ctx); err != nil {
-		return err
-	}
-	return p.escrow.CheckClock(ctx, p.config.ClockTolerance)
 }

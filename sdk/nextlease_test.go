@@ -27,12 +27,12 @@ func TestChannelOfTheNextLeaseIsNotUrgent(t *testing.T) {
 			})
 			ended := func(lease *tab) { // the renter's minute is over
 				if r.provider.gateway == nil {
-					r.provider.soon(0, lease.terms)
+					r.provider.settlement.soon(0, lease.terms)
 					return
 				}
 				r.sql(`UPDATE leases SET ended_at = ended_at - ? WHERE ended_at > 0`, int64(2*gateways.CloseGrace/time.Second))
-				eventually(t, "it leads", func() bool { return r.provider.atWork.Load() != nil })
-				if err := r.provider.gateway.Settlement.SettleEnded(t.Context(), r.provider.atWork.Load(), r.provider.store); err != nil {
+				eventually(t, "it leads", func() bool { return r.provider.settlement.atWork.Load() != nil })
+				if err := r.provider.gateway.Settlement.SettleEnded(t.Context(), r.provider.settlement.atWork.Load(), r.provider.store); err != nil {
 					t.Fatal(err)
 				}
 			}

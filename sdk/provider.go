@@ -5,11 +5,9 @@ import (
 	"errors"
 	"math/big"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -31,7 +29,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/limit"
-	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -52,35 +49,35 @@ type Provider struct {
 	prices
 	gasless bool // we send renters' ERC-3009 deposits
 
-	leases     lease.Manager
-	db         *store.DB
-	store      leasestore.Store
-	payee      *channel.Payee
+	db        *store.DB
+	store     leasestore.Store
+	payee     *channel.Payee
+	leases    lease.Manager
+	directory *gateways.Directory // leases wherever they run
+	gateway   *gateways.Gateway   // nil where nobody shares the database
+	nodes     *remote.Nodes       // nil where this gateway meters
+	noGPUs    error               // why none could be listed at the start: it settles, and rents out nothing
+	capacity  capacity
+	reserved  reserve.Book // GPUs whose deposits are on their way
+
 	sender     *chain.Sender
-	settlement *settle.Service                // nil where the leader's is at work
-	atWork     atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
-	gateway    *gateways.Gateway              // nil where nobody shares the database
-	directory  *gateways.Directory            // leases wherever they run
-	schemes    []scheme.Scheme                // the first takes what no other does
-	batch      *chain.BatchSettlement         // of x402; nil where it is not offered
+	settlement settlement
+	offers     offering
 	debts      *payercredit.Debts
-	session    *sessionscheme.Scheme
-	x402       *x402scheme.Scheme // nil where x402 is not offered
-	named      x402scheme.Named
-	nodes      *remote.Nodes // nil where this gateway meters
+	retention  retention
 	metrics    *providerMetrics
-	mux        *http.ServeMux
-	limiter    *admit.Limiter    // what clients may do how often
-	sponsor    *admit.GasSponsor // what transactions for strangers may cost
-	proxies    limit.Proxies
 
-	starts keyed.Mutex // one lease start or close at a time on a channel
+	schemes []scheme.Scheme // the first takes what no other does
+	session *sessionscheme.Scheme
+	x402    *x402scheme.Scheme     // nil where x402 is not offered
+	batch   *chain.BatchSettlement // of x402; nil where it is not offered
+	named   x402scheme.Named
 
-	reserved reserve.Book // GPUs whose deposits are on their way
-
-	offers offering
-
-	noGPUs error // why none could be listed at the start: it settles, and rents out nothing
+	mux     *http.ServeMux
+	proxies limit.Proxies
+	limiter *admit.Limiter    // what clients may do how often
+	sponsor *admit.GasSponsor // what transactions for strangers may cost
+	starts  keyed.Mutex       // one lease start or close at a time on a channel
 }
 
 // ErrDamaged says that a database file is not what was written to it.
@@ -114,7 +111,9 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 		p.leases.Finish()
 		return nil, errors.Join(err, p.shutFiles())
 	}
-	p.watchNodes()
+	if p.nodes != nil { // they are asked again and again until the provider stops
+		p.leases.Go(func(ctx context.Context) { _ = p.nodes.Run(ctx) })
+	}
 	return p, nil
 }
 
@@ -138,7 +137,7 @@ func (p *Provider) prepare(ctx context.Context) error {
 	}
 	p.db, p.store = db, leasestore.New(db)
 	p.leases.Store = p.store
-	if err := p.identify(ctx); err != nil {
+	if err := identify(ctx, db, p.escrow, p.config); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	marks, err := highwater.OpenFor(ctx, p.config.HighWater, p.config.Database, p.config.MeterKey.Address())
@@ -151,10 +150,12 @@ func (p *Provider) prepare(ctx context.Context) error {
 	if p.nodes != nil {
 		err = p.nodes.Poll(ctx, db)
 	}
-	p.metrics = newProviderMetrics(p)
+	p.metrics = newProviderMetrics(&p.leases)
 	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.makeOffers(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
+	p.retention = retention{db: db, store: p.store, txs: p.sender.Store, payee: p.payee, debts: p.debts, keep: p.config.Retention, folder: p.config.Archive, log: p.config.Log}
+	p.collectMoney()
 	p.lets()
 	if p.leases.Deps.Placer, err = placement.Guard(p.leases.Deps.Placer, marks, p.store, p.config.Database, p.config.Log); err != nil {
 		return errors.Join(err, p.shutFiles())
@@ -186,13 +187,6 @@ func settlesAlone(ctx context.Context, p *Provider) error {
 	return nil
 }
 
-// watchNodes asks the nodes again and again until the provider stops.
-func (p *Provider) watchNodes() {
-	if p.nodes != nil {
-		p.leases.Go(func(ctx context.Context) { _ = p.nodes.Run(ctx) })
-	}
-}
-
 // lets says how leases are run.
 func (p *Provider) lets() {
 	p.leases.MeterKey, p.leases.Binder = p.config.MeterKey, p.config.Key
@@ -211,7 +205,7 @@ func (p *Provider) lets() {
 		Placer:   p.placer(),
 		Sick:     p.leases.Offered.Quarantines(p.config.Allocator),
 		Liveness: contain.Liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: p.debts.Accounts,
-		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.leaseEnded, Dropped: p.leases.Drop,
+		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.settlement.leaseEnded, Dropped: p.leases.Drop,
 		Timing: lease.Timing{Tick: p.config.Tick, RecordEvery: p.config.RecordEvery,
 			SuspendTimeout: p.config.SuspendTimeout, AliveEvery: p.config.AliveEvery, CallTimeout: p.config.CallTimeout},
 	}
@@ -261,35 +255,25 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	if p.batch, err = p.x402Contract(ctx); err != nil {
 		return err
 	}
+	settles := &p.settlement
+	settles.config, settles.prices, settles.payee, settles.directory = p.config, &p.prices, p.payee, p.directory
+	if settles.contracts = []chain.Contract{p.escrow}; p.batch != nil {
+		settles.contracts = append(settles.contracts, p.batch)
+	}
 	p.debts = p.newDebts()
+	p.capacity = capacity{nodes: p.nodes, allocator: p.config.Allocator, offered: &p.leases.Offered, reserved: &p.reserved, takes: p.directory.TakesLeases, log: p.config.Log}
 	if p.db.Shared() {
 		p.gateway = p.newGateway()
-		p.sender = p.newSender(txs)
+		p.sender = settles.newSender(txs)
 		p.sender.Follow = true
 	} else {
-		p.settlement = p.newSettlement(p.db, txs)
-		p.atWork.Store(p.settlement)
-		p.sender = p.settlement.Sender
+		settles.here(p.db, txs)
+		p.sender = settles.service.Sender
 	}
 	p.limiter = p.config.Limits.limiter()
-	p.sponsor = admit.NewGasSponsor(p.sender, p.contracts(), p.config.Limits.gasBudget())
+	p.sponsor = admit.NewGasSponsor(p.sender, settles.contracts, p.config.Limits.gasBudget())
 	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Poll, p.config.Log
 	return p.mountSchemes(ctx)
-}
-
-// newDebts counts what payers owe on all contracts.
-func (p *Provider) newDebts() *payercredit.Debts {
-	return &payercredit.Debts{DB: p.db, Store: p.store, Payee: p.payee, Accounts: payercredit.New(p.leastRow(p.escrow)), Log: p.config.Log,
-		Escrow: p.escrow, Contracts: p.contracts(), Row: p.leastRow, Credit: p.config.Credit, Tick: p.config.Tick, Kept: p.config.DebtKept, Decimals: p.token.Decimals}
-}
-
-// Forgive writes off what a payer owes on channels that are closed, or, with x402, have nothing left, where no voucher
-// can pay it any more: its credit is whole again, at every gateway of the database.
-// What it owes on other channels stays owed. It returns what was written off, in base
-// units: nothing the second time. Debts that nobody forgives are written off after
-// ProviderConfig.DebtKept.
-func (p *Provider) Forgive(ctx context.Context, payer common.Address) (sum uint256.Int, err error) {
-	return p.debts.Forgive(ctx, payer)
 }
 
 // challenges mints and checks challenges with the database's secret.
@@ -311,10 +295,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	}
 	defer p.leases.Done()
 	defer context.AfterFunc(p.leases.Lifetime(), cancel)()
-	if p.gateway != nil {
-		return run.Ended(run.Together(ctx, p.gateway.Settlement.Run, p.offers.run, p.retain))
-	}
-	return run.Ended(run.Together(ctx, p.settlement.Run, p.offers.run, p.retain))
+	return run.Ended(run.Together(ctx, p.settlement.run, p.offers.run, p.retention.run))
 }
 
 // Close stops metering, watching and settling, and closes the database. Leases are kept: their devices
@@ -348,17 +329,17 @@ func (p *Provider) Drain(ctx context.Context) error {
 	for _, l := range ended {
 		err = errors.Join(err, l.End(ctx, lease.Stop{Reason: "the provider ends all leases"}))
 	}
-	p.awaitLastVouchers(ctx, ended)
+	awaitLastVouchers(ctx, p.payee, ended)
 	return errors.Join(err, p.Settle(ctx))
 }
 
 // awaitLastVouchers returns when all that the leases used is vouchered for, or lastVoucherTimeout is over.
-func (p *Provider) awaitLastVouchers(ctx context.Context, ended []*lease.Lease) {
+func awaitLastVouchers(ctx context.Context, payee *channel.Payee, ended []*lease.Lease) {
 	ctx, cancel := context.WithTimeout(ctx, lastVoucherTimeout)
 	defer cancel()
 	for _, l := range ended {
 		for {
-			s, err := p.payee.State(ctx, l.Terms.ID())
+			s, err := payee.State(ctx, l.Terms.ID())
 			if owed := s.Owed(); err != nil || owed.IsZero() || s.Status == channel.Finalized {
 				break
 			}

@@ -21,7 +21,7 @@ func TestLeaderWhoseEndpointStandsStill(t *testing.T) {
 		bad = badrpc.New(t, c.RPC)
 		c.RPC = bad.URL
 	})
-	leads := func(r *rig) bool { return r.provider.atWork.Load() != nil }
+	leads := func(r *rig) bool { return r.provider.settlement.atWork.Load() != nil }
 	waitFor(t, func() bool { return leads(a) })
 	b := rigOn(t, a.chain, func(*rig) *channel.Key { return a.payer }, quiet, generousCredit, change)
 	lease := b.open(1, 100_000, "")

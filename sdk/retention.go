@@ -7,14 +7,30 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 )
+
+// retention deletes what nobody can argue about any more, and keeps it in an archive.
+type retention struct {
+	db     *store.DB
+	store  leasestore.Store
+	txs    *chain.Store
+	payee  *channel.Payee
+	debts  *payercredit.Debts
+	keep   time.Duration // how long records are kept in the database; zero: for ever
+	folder string        // of the archive
+	log    *slog.Logger
+}
 
 // Prune deletes the leases and usage records of channels over which nobody can
 // argue any more, each after archive has kept its bundle: channels whose leases all
@@ -24,27 +40,31 @@ import (
 // a day ago, and that no lease is under that is kept, and no record that a renter has
 // shown. It returns how many channels it pruned, and stops at the first error.
 func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
-	ids, err := p.store.Leases.Quiet(ctx, before)
+	return p.retention.prune(ctx, before, archive)
+}
+
+func (r *retention) prune(ctx context.Context, before time.Time, archive func(*audit.Bundle) error) (int, error) {
+	ids, err := r.store.Leases.Quiet(ctx, before)
 	if err != nil {
 		return 0, err
 	}
 	pruned := 0
 	for _, id := range ids {
-		s, err := p.payee.State(ctx, id)
+		s, err := r.payee.State(ctx, id)
 		if err != nil {
 			return pruned, err
 		}
-		owes, err := p.debts.OwesStill(ctx, s)
+		owes, err := r.debts.OwesStill(ctx, s)
 		if err != nil {
 			return pruned, err
 		}
 		if owes || !leasestore.Concluded(s) {
 			continue
 		}
-		b, err := p.Export(ctx, id)
+		b, err := leasestore.Export(ctx, r.db, r.txs, id)
 		still := false
 		if err == nil {
-			still, err = p.store.Leases.IsQuiet(ctx, p.db.View(), id, before)
+			still, err = r.store.Leases.IsQuiet(ctx, r.db.View(), id, before)
 		}
 		if err == nil && !still {
 			continue // another gateway may have deleted while this one read: a part is no bundle to keep
@@ -53,7 +73,7 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*au
 			err = archive(b)
 		}
 		if err == nil {
-			still, err = p.store.Leases.Prune(ctx, id, before)
+			still, err = r.store.Leases.Prune(ctx, id, before)
 		}
 		if err != nil {
 			return pruned, fmt.Errorf("channel %s: pruning its records: %w", id, err)
@@ -65,22 +85,22 @@ func (p *Provider) Prune(ctx context.Context, before time.Time, archive func(*au
 	if day := time.Now().Add(-leasestore.MaxClockSkew); before.After(day) {
 		before = day // a lease may be about to begin at a gateway whose clock is behind
 	}
-	return pruned, p.store.ForgetOffers(ctx, before)
+	return pruned, r.store.ForgetOffers(ctx, before)
 }
 
-// retain prunes once an hour, into the archive, if that is configured.
-func (p *Provider) retain(ctx context.Context) error {
-	if p.config.Retention == 0 {
+// run prunes once an hour, into the archive, if that is configured.
+func (r *retention) run(ctx context.Context) error {
+	if r.keep == 0 {
 		<-ctx.Done()
 		return ctx.Err()
 	}
 	for {
-		n, err := p.Prune(ctx, time.Now().Add(-p.config.Retention), p.archive)
+		n, err := r.prune(ctx, time.Now().Add(-r.keep), r.archive)
 		if err != nil && ctx.Err() == nil {
-			p.config.Log.Error("old usage records could not be archived: they are kept", "archive", p.config.Archive, "error", err)
+			r.log.Error("old usage records could not be archived: they are kept", "archive", r.folder, "error", err)
 		}
 		if n > 0 {
-			p.config.Log.Info("old usage records are in the archive", "channels", n, "archive", p.config.Archive)
+			r.log.Info("old usage records are in the archive", "channels", n, "archive", r.folder)
 		}
 		if err := chain.Pause(ctx, time.Hour); err != nil {
 			return err
@@ -91,14 +111,14 @@ func (p *Provider) retain(ctx context.Context) error {
 // archive has a bundle on disk, whole and synced, before it returns. What it says is
 // in its file's name, so that no bundle of a channel is written over another: one of
 // x402 is used again after it was pruned.
-func (p *Provider) archive(b *audit.Bundle) error {
+func (r *retention) archive(b *audit.Bundle) error {
 	text, err := json.Marshal(b)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(text)
-	path := filepath.Join(p.config.Archive, b.Channel.Hex()+"-"+hex.EncodeToString(sum[:8])+".json")
-	file, err := os.CreateTemp(p.config.Archive, ".bundle-*")
+	path := filepath.Join(r.folder, b.Channel.Hex()+"-"+hex.EncodeToString(sum[:8])+".json")
+	file, err := os.CreateTemp(r.folder, ".bundle-*")
 	if err != nil {
 		return err
 	}
@@ -110,7 +130,7 @@ func (p *Provider) archive(b *audit.Bundle) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(file.Name()))
 	}
-	dir, err := os.Open(p.config.Archive)
+	dir, err := os.Open(r.folder)
 	if err != nil {
 		return err
 	}

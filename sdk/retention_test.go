@@ -73,14 +73,14 @@ func TestPrune(t *testing.T) {
 			r.sql(`INSERT INTO shown_records (lease, sequence, channel, record, shown_at) VALUES (?, 99, ?, '{}', 1)`,
 				common.Hash{1}.Hex(), tabs["disputed"].terms.ID().Hex())
 			later := time.Now().Add(time.Hour)
-			if n, err := r.provider.Prune(t.Context(), time.Now().Add(-time.Hour), r.provider.archive); n != 0 || err != nil {
+			if n, err := r.provider.Prune(t.Context(), time.Now().Add(-time.Hour), r.provider.retention.archive); n != 0 || err != nil {
 				t.Errorf("%d young ones are pruned, %v", n, err)
 			}
 			full := errors.New("the disk is full")
 			if n, err := r.provider.Prune(t.Context(), later, func(*audit.Bundle) error { return full }); n != 0 || !errors.Is(err, full) {
 				t.Errorf("%d are pruned without an archive, %v", n, err)
 			}
-			if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 1 || err != nil {
+			if n, err := r.provider.Prune(t.Context(), later, r.provider.retention.archive); n != 1 || err != nil {
 				t.Errorf("%d are pruned, want 1, %v", n, err)
 			}
 			if kept := archived(t, r.config.Archive, gone.terms.ID()); len(kept) != 1 || len(kept[0].Leases) != 1 || len(kept[0].Leases[0].Records) == 0 {
@@ -95,7 +95,7 @@ func TestPrune(t *testing.T) {
 					t.Errorf("%s: %d records are left, %v", name, n, err)
 				}
 			}
-			if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 0 || err != nil {
+			if n, err := r.provider.Prune(t.Context(), later, r.provider.retention.archive); n != 0 || err != nil {
 				t.Errorf("%d are pruned again, %v", n, err)
 			}
 		})
@@ -148,7 +148,7 @@ func TestPruneForgetsOffers(t *testing.T) {
 					}
 				}
 			}
-			if _, err := r.provider.Prune(t.Context(), time.Now().Add(time.Hour), r.provider.archive); err != nil {
+			if _, err := r.provider.Prune(t.Context(), time.Now().Add(time.Hour), r.provider.retention.archive); err != nil {
 				t.Error(err)
 			}
 			stays["the present one"], hashes["the present one"] = true, r.provider.Offer().Hash
@@ -186,7 +186,7 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 			if r.provider.leases.Running(b.terms.ID()) != nil {
 				b.idle()
 			}
-			eventually(t, "its GPU is free again", func() bool { return *r.provider.free() == 2 })
+			eventually(t, "its GPU is free again", func() bool { return *r.provider.capacity.free() == 2 })
 		})
 	}
 }
@@ -219,7 +219,7 @@ func TestPruneBesideDisputes(t *testing.T) {
 		if n != 0 || err != nil || records() != whole {
 			t.Errorf("%s: %d are pruned, and %d of %d records are left, %v", what, n, records(), whole, err)
 		}
-		if n, err := b.provider.Prune(t.Context(), later, b.provider.archive); n != 0 || err != nil {
+		if n, err := b.provider.Prune(t.Context(), later, b.provider.retention.archive); n != 0 || err != nil {
 			t.Errorf("%s: the other gateway prunes %d, %v", what, n, err)
 		}
 		b.sql(meanwhile[1])
@@ -235,7 +235,7 @@ func TestPruneBesideDisputes(t *testing.T) {
 		pruned := make(chan int)
 		for _, r := range []*rig{a, b} {
 			go func() {
-				n, err := r.provider.Prune(t.Context(), later, r.provider.archive)
+				n, err := r.provider.Prune(t.Context(), later, r.provider.retention.archive)
 				if err != nil {
 					t.Error(err)
 				}
@@ -293,13 +293,13 @@ func TestArchiveKeepsWhatWasPrunedBefore(t *testing.T) {
 		if round == 2 { // its archive is written, and the process dies before it prunes
 			kept, err := r.provider.Export(t.Context(), b.terms.ID())
 			if err == nil {
-				err = r.provider.archive(kept)
+				err = r.provider.retention.archive(kept)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n, err := r.provider.Prune(t.Context(), later, r.provider.archive); n != 1 || err != nil {
+		if n, err := r.provider.Prune(t.Context(), later, r.provider.retention.archive); n != 1 || err != nil {
 			t.Fatalf("%d are pruned, want 1, %v", n, err)
 		}
 		if kept := archived(t, r.config.Archive, b.terms.ID()); len(kept) != round+1 {

@@ -71,9 +71,9 @@ func (p *Provider) mountSchemes(ctx context.Context) error {
 		db: p.db, store: p.store, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
 		leases: p.directory, gpus: &p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}
-	p.reserved.Left = p.left
+	p.reserved.Left = p.capacity.left
 	if p.gateway != nil {
-		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.pool, Log: p.config.Log,
+		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.capacity.pool, Log: p.config.Log,
 			TTL: func() time.Duration { return p.config.OpenTimeout + p.leases.Deps.Timing.Begins() }}
 	}
 	minter, err := p.challenges(ctx)

@@ -47,7 +47,7 @@ func (r *rig) kill(line *wirecut) {
 }
 
 // leads reports whether a gateway's work as the leader is under way.
-func (r *rig) leads() bool { return r.provider.atWork.Load() != nil }
+func (r *rig) leads() bool { return r.provider.settlement.atWork.Load() != nil }
 
 // leader is who leads, and since how many changes.
 func (r *rig) leader() (row struct {
@@ -78,7 +78,7 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	const ttl = 3 * time.Second
 	left := a.provider.store
 	ok, err := left.Locks.Try(t.Context(), "close", "dead", ttl)
-	if err = errors.Join(err, cluster.Reservations{DB: left.DB}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
+	if err = errors.Join(err, cluster.Reservations{DB: left.DB}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.capacity.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
 		a.provider.gateway.Devices().Keep(t.Context(), common.Hash{1}, []string{"ELSEWHERE"}, noRoute, ttl)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -125,7 +125,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 	b := gatewayBeside(t, a, onClock(direct, takeover))
 	row, led := lease.row(), a.leader()
 	ok, err := a.provider.store.Locks.Try(t.Context(), "close", "living", ttl)
-	if err = errors.Join(err, cluster.Reservations{DB: a.provider.db}.Keep(t.Context(), cluster.Reservation{ID: "living", Pool: a.provider.pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
+	if err = errors.Join(err, cluster.Reservations{DB: a.provider.db}.Keep(t.Context(), cluster.Reservation{ID: "living", Pool: a.provider.capacity.pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	set(-time.Hour)

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/holiman/uint256"
@@ -17,95 +18,126 @@ import (
 	"github.com/gpupay/gpupay/sdk/tower"
 )
 
-func (p *Provider) newSender(txs *chain.Store) *chain.Sender {
-	return &chain.Sender{Backend: p.escrow.Backend(), Key: p.config.Key, Store: txs, Poll: p.config.Poll, MaxFee: p.config.MaxFee,
-		Stuck: p.config.stuck, Resend: p.config.resend, Marks: p.leases.Deps.Marks, Log: p.config.Log}
-}
+// settlement fetches what is vouchered, on every contract: by this process, or by the gateway that leads.
+type settlement struct {
+	config    ProviderConfig
+	prices    *prices
+	payee     *channel.Payee
+	directory *gateways.Directory
+	contracts []chain.Contract // the escrow first
 
-// newSettlement makes the service that settles for this provider, and writes through db only.
-func (p *Provider) newSettlement(db *store.DB, txs *chain.Store) *settle.Service {
-	sender := p.newSender(txs)
-	payee := *p.payee
-	payee.Store = db.Payee()
-	towers := tower.NewFeed(&payee, p.config.Watchtowers, p.config.WatchtowerEvery, p.config.Log)
-	var books []*settle.Book
-	for _, contract := range p.contracts() {
-		books = append(books, p.newBook(db, txs, sender, contract))
-	}
-	return settle.NewService(sender, towers, books...)
-}
-
-func (p *Provider) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender, contract chain.Contract) *settle.Book {
-	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
-	policy := p.config.Settlement
-	policy.LeastRow = p.leastRow(contract)
-	settler := &settle.Settler{Payee: payee, Contract: contract, Sender: sender, Policy: policy, OnSettled: p.settled, Log: p.config.Log}
-	settler.Expect(channel.Terms{Payee: p.config.Key.Address(), Token: p.config.Token}) // a database from before may know no channel of it
-	return &settle.Book{Settler: settler, Watcher: &settle.Watcher{
-		Payee: payee, Contract: contract, Confirmations: p.config.Confirmations, Poll: p.config.Poll, Finality: p.config.Finality, Store: txs,
-		Served: leasestore.New(db).Leases.Served, OnChange: func(_, now channel.State) { p.directory.Changed(now) }, Log: p.config.Log,
-	}}
+	service *settle.Service                // nil where the leader's is at work
+	atWork  atomic.Pointer[settle.Service] // of this process, be it as the leader; nil where another process's is
 }
 
 // Settle fetches what has been vouchered now, in as few transactions as can be,
 // instead of waiting for the settlement policy.
-func (p *Provider) Settle(ctx context.Context) error {
-	if p.gateway != nil {
-		return p.gateway.Settlement.Settle(ctx)
+func (p *Provider) Settle(ctx context.Context) error { return p.settlement.now(ctx) }
+
+func (s *settlement) newSender(txs *chain.Store) *chain.Sender {
+	return &chain.Sender{Backend: s.contracts[0].Backend(), Key: s.config.Key, Store: txs, Poll: s.config.Poll, MaxFee: s.config.MaxFee,
+		Stuck: s.config.stuck, Resend: s.config.resend, Marks: s.directory.Deps.Marks, Log: s.config.Log}
+}
+
+// newService makes the service that settles for this provider, and writes through db only.
+func (s *settlement) newService(db *store.DB, txs *chain.Store) *settle.Service {
+	sender := s.newSender(txs)
+	payee := *s.payee
+	payee.Store = db.Payee()
+	towers := tower.NewFeed(&payee, s.config.Watchtowers, s.config.WatchtowerEvery, s.config.Log)
+	var books []*settle.Book
+	for _, contract := range s.contracts {
+		books = append(books, s.newBook(db, txs, sender, contract))
 	}
-	return p.settlement.Settle(ctx)
+	return settle.NewService(sender, towers, books...)
+}
+
+func (s *settlement) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender, contract chain.Contract) *settle.Book {
+	payee := &channel.Payee{Store: db.Payee(), Domain: contract.Domain()}
+	policy := s.config.Settlement
+	policy.LeastRow = s.prices.leastRow(contract)
+	settler := &settle.Settler{Payee: payee, Contract: contract, Sender: sender, Policy: policy, OnSettled: s.settled, Log: s.config.Log}
+	settler.Expect(channel.Terms{Payee: s.config.Key.Address(), Token: s.config.Token}) // a database from before may know no channel of it
+	return &settle.Book{Settler: settler, Watcher: &settle.Watcher{
+		Payee: payee, Contract: contract, Confirmations: s.config.Confirmations, Poll: s.config.Poll, Finality: s.config.Finality, Store: txs,
+		Served: leasestore.New(db).Leases.Served, OnChange: func(_, now channel.State) { s.directory.Changed(now) }, Log: s.config.Log,
+	}}
+}
+
+// here has this process settle, and nobody else.
+func (s *settlement) here(db *store.DB, txs *chain.Store) {
+	s.service = s.newService(db, txs)
+	s.atWork.Store(s.service)
+}
+
+// now has settled what is vouchered. The leader is asked, where several gateways share the database.
+func (s *settlement) now(ctx context.Context) error {
+	if g := s.directory.Gateway; g != nil {
+		return g.Settlement.Settle(ctx)
+	}
+	return s.service.Settle(ctx)
+}
+
+// run settles by the policy until the context ends, while this gateway leads.
+func (s *settlement) run(ctx context.Context) error {
+	if g := s.directory.Gateway; g != nil {
+		return g.Settlement.Run(ctx)
+	}
+	return s.service.Run(ctx)
 }
 
 // settled tells the operator of a settlement. It is on the chain and in the books
 // whatever that does.
-func (p *Provider) settled(s settle.Settlement) {
+func (s *settlement) settled(done settle.Settlement) {
 	var err error // logged
-	defer contain.Panic(p.config.Log, "ProviderConfig.OnSettled", &err)
-	if p.config.OnSettled != nil {
-		p.config.OnSettled(s)
+	defer contain.Panic(s.config.Log, "ProviderConfig.OnSettled", &err)
+	if s.config.OnSettled != nil {
+		s.config.OnSettled(done)
 	}
 }
 
 // leaseEnded makes room for the next lease on the channel and has what is owed
 // settled, unless the renter closes first.
-func (p *Provider) leaseEnded(l *lease.Lease) {
-	p.leases.Drop(l)
-	if p.gateway != nil {
+func (s *settlement) leaseEnded(l *lease.Lease) {
+	s.directory.Drop(l)
+	if s.directory.Gateway != nil {
 		return // the leader finds it in the table
 	}
 	if !l.Credit.Postpaid() {
 		return // its client comes back and goes on; the settlement's policy says when to claim
 	}
-	p.soon(gateways.CloseGrace, l.Terms) // after a restart the policy's MaxAge settles it
+	s.soon(gateways.CloseGrace, l.Terms) // after a restart the policy's MaxAge settles it
 }
 
 // soon has a channel settled after a while, unless the provider stops or the next lease
 // runs on it by then: that one pays on, and has it settled when it ends. Nothing of the
 // lease is kept for it, and nothing at all afterwards.
-func (p *Provider) soon(wait time.Duration, terms channel.Terms) {
-	waiting, done := context.WithCancel(p.leases.Lifetime())
+func (s *settlement) soon(wait time.Duration, terms channel.Terms) {
+	waiting, done := context.WithCancel(s.directory.Lifetime())
 	timer := time.AfterFunc(wait, func() {
 		done()
-		if p.leases.Running(terms.ID()) == nil {
-			p.settlement.Urgent(terms)
+		if s.directory.Running(terms.ID()) == nil {
+			s.service.Urgent(terms)
 		}
 	})
 	context.AfterFunc(waiting, func() { timer.Stop() })
 }
 
 // held is what was settled and waits in the contracts, as far as this process settles.
-func (p *Provider) held() uint256.Int {
-	service := p.atWork.Load()
+func (s *settlement) held() uint256.Int {
+	service := s.atWork.Load()
 	if service == nil {
 		return uint256.Int{}
 	}
 	return service.Held()
 }
 
-// contracts are those that settlements go to.
-func (p *Provider) contracts() []chain.Contract {
-	if p.batch == nil {
-		return []chain.Contract{p.escrow}
+// chainSeen is when every contract was last looked at to the chain's newest block;
+// false before the first look, and where another gateway does that.
+func (s *settlement) chainSeen() (time.Time, bool) {
+	if s.service == nil {
+		return time.Time{}, false
 	}
-	return []chain.Contract{p.escrow, p.batch}
+	seen := s.service.Looked()
+	return seen, !seen.IsZero()
 }

@@ -26,7 +26,7 @@ func (r *rig) metric(name string) string {
 
 // tokens is an amount as metrics have it.
 func (r *rig) tokens(amount uint64) string {
-	return strconv.FormatFloat(r.provider.units(*uint256.NewInt(amount)), 'g', -1, 64)
+	return strconv.FormatFloat((&moneyCollector{decimals: r.provider.token.Decimals}).units(*uint256.NewInt(amount)), 'g', -1, 64)
 }
 
 // refuses is that a new channel of the payer gets no lease, for what it owes.

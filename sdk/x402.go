@@ -82,7 +82,7 @@ func newX402(ctx context.Context, p *Provider, deps schemeDeps, x X402Config) (*
 	own := x402scheme.Deps{
 		Tick: c.Tick, OpenTimeout: c.OpenTimeout, CallTimeout: c.CallTimeout, MaxReply: x.MaxReply, Line: x.Line, Waiting: x.Waiting,
 		AllowedOrigins: c.AllowedOrigins, Allocator: c.Allocator, Credit: p.credit,
-		Store: deps.store, Settlement: p.settlement, Sponsor: deps.sponsor, Metrics: deps.metrics,
+		Store: deps.store, Settlement: p.settlement.service, Sponsor: deps.sponsor, Metrics: deps.metrics,
 		Named: &p.named, Starts: deps.starts, Devices: p.deviceBook,
 		Leases: deps.leases, GPUs: deps.gpus, Debts: deps.debts, Outbox: deps.outbox, Front: deps.front,
 	}

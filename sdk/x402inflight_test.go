@@ -109,7 +109,7 @@ func TestClaimOfAGivenUpRefundIsPaidOut(t *testing.T) {
 	b.refundGivenUp()
 	used := b.used()
 	b.mineRefund()
-	for _, book := range r.provider.settlement.Books {
+	for _, book := range r.provider.settlement.service.Books {
 		if err := book.Watcher.Check(t.Context()); err != nil {
 			t.Fatal(err)
 		}
