@@ -74,7 +74,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/boundlog", "sdk/internal/reach"},
 	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering metering/merkle metering/verify sdk/chain sdk/internal/billed sdk/wire"},
-	{"sdk/internal/leasestore", "channel channel/store metering metering/usage sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/wire"},
+	{"sdk/internal/leasestore", "channel channel/store metering metering/usage sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/internal/inventory sdk/wire"},
 	{"sdk/internal/placement", "channel metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
 	{"sdk/internal/payercredit", "channel channel/store internal/u256 sdk/chain sdk/internal/leasestore sdk/units sdk/wire"},

@@ -102,7 +102,7 @@ func NewProvider(ctx context.Context, config ProviderConfig) (*Provider, error) 
 	if err := p.prepare(ctx); err != nil {
 		return nil, err
 	}
-	p.leases.Init()
+	p.leases.Init(ctx)
 	err = p.directory.CatchUp(ctx, p.escrow, p.config.Confirmations)
 	if err == nil {
 		err = p.directory.TakeUp(ctx)

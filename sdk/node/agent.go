@@ -67,7 +67,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 		return nil, errors.Join(err, n.shutFiles())
 	}
 	n.routes()
-	n.leases.Init()
+	n.leases.Init(ctx)
 	if err := n.leases.Restore(ctx); err != nil {
 		n.leases.Close()
 		return nil, errors.Join(err, n.shutFiles())

@@ -13,7 +13,7 @@ import (
 
 // withExpiry are the tables whose rows run out by the server's clock: expires is
 // when, ttl for how long each was written.
-var withExpiry = []string{"gateways", "leaders", "claims", "reservations"}
+var withExpiry = []string{"gateways", "leaders", "claims", "reservations", "device_rests"}
 
 // misdated is a row that was written before the server's clock was set back, as by a
 // fail-over to a server that is behind: no row has longer to go than it was written for.

@@ -29,6 +29,24 @@ type Quarantine struct {
 
 	withheld map[string]bool // see Withhold
 	until    time.Time
+
+	now     func() time.Time // nil: the time
+	stirred chan struct{}    // see Sharing
+}
+
+// SetClock has it measure rests by a clock.
+func (q *Quarantine) SetClock(now func() time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.now = now
+}
+
+// time is now, on the clock by which devices rest. The caller holds mu.
+func (q *Quarantine) time() time.Time {
+	if q.now != nil {
+		return q.now()
+	}
+	return time.Now()
 }
 
 // rest is for how long a device goes into no new lease: it is listed, and each lease that got it would be suspended.
@@ -36,6 +54,10 @@ type rest struct {
 	until  time.Time
 	span   time.Duration
 	healed time.Time // since when it is metered again; zero: it is not
+
+	version int64     // of what the book has of it: see Sharing
+	kept    time.Time // until when the book has it rest
+	changed time.Time // when it was heard here what the book does not have; zero: it has it
 }
 
 // The least and the most of a device's rest: it is longer each time that the device cannot be metered again, until it is for mostRest.
@@ -99,7 +121,7 @@ func (q *Quarantine) known(devices []string) ([]string, error) {
 func (q *Quarantine) rested(devices []string) []string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
+	now := q.time()
 	return slices.DeleteFunc(slices.Clone(devices), func(uuid string) bool {
 		return now.Before(q.rests[uuid].until) || q.withheld[uuid] && now.Before(q.until)
 	})
@@ -113,14 +135,19 @@ func (q *Quarantine) Fails(uuid string) {
 }
 
 func (q *Quarantine) fails(uuid string) {
-	r, now := q.rests[uuid], time.Now()
+	r, now := q.rests[uuid], q.time()
+	first := !now.Before(r.until) || !r.healed.IsZero()
 	if !r.healed.IsZero() && now.Sub(r.healed) >= mostRest {
-		r = rest{}
+		r.span = 0
 	}
-	if !now.Before(r.until) || !r.healed.IsZero() {
+	if first {
 		r.span = min(max(2*r.span, leastRest), mostRest)
 	}
 	r.until, r.healed = now.Add(r.span), time.Time{}
+	if first || r.until.Sub(r.kept) >= r.span/renewed {
+		r.changed = now
+		q.stir()
+	}
 	if q.rests == nil {
 		q.rests = make(map[string]rest)
 	}
@@ -161,7 +188,7 @@ func (q *Quarantine) serves(uuid string, in usage.Interval, limit time.Duration)
 func (q *Quarantine) Withhold(devices []string, span time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.withheld, q.until = make(map[string]bool, len(devices)), time.Now().Add(span)
+	q.withheld, q.until = make(map[string]bool, len(devices)), q.time().Add(span)
 	for _, uuid := range devices {
 		q.withheld[uuid] = true
 	}
@@ -179,18 +206,20 @@ func (q *Quarantine) heals(uuid string) {
 	if !ok || !r.healed.IsZero() {
 		return
 	}
-	r.healed = time.Now()
+	r.healed = q.time()
 	if r.span <= leastRest {
 		r.until = r.healed
 	}
+	r.changed = r.healed
 	q.rests[uuid] = r
+	q.stir()
 }
 
 // rest reports whether all of some devices rest.
 func (q *Quarantine) rest(devices []string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
+	now := q.time()
 	return !slices.ContainsFunc(devices, func(uuid string) bool { return !now.Before(q.rests[uuid].until) })
 }
 

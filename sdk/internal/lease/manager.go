@@ -57,8 +57,8 @@ type Manager struct {
 	closed, draining bool
 }
 
-// Init makes a manager that has no lease yet.
-func (h *Manager) Init() {
+// Init makes a manager that has no lease yet, and knows which devices rest: see keepRests.
+func (h *Manager) Init(ctx context.Context) {
 	h.leases = make(map[common.Hash]*Lease)
 	life, end := context.WithCancel(context.Background())
 	h.life = life
@@ -72,6 +72,7 @@ func (h *Manager) Init() {
 			l.Inbox.Wake()
 		}
 	}
+	h.keepRests(ctx)
 }
 
 // Close stops all leases, which go on in the next process, and waits for all work. It is false the second time.

@@ -36,6 +36,17 @@ func (h *Manager) Restore(ctx context.Context) error {
 	return h.TakeBackForgotten(ctx)
 }
 
+// keepRests has devices that could not be metered rest over a restart, and at all gateways of the database, until the process stops. A
+// gateway over nodes has none.
+func (h *Manager) keepRests(ctx context.Context) {
+	if h.Remote != nil {
+		return
+	}
+	rests := &inventory.Sharing{Book: h.Store.Rests, Sick: h.Deps.Sick, Alone: !h.Store.DB.Shared(), Log: h.Deps.Log}
+	rests.Pass(ctx)
+	h.Go(rests.Run)
+}
+
 // TakeBackForgotten takes back the devices of leases that the database has lost. See placement.Forgotten.
 func (h *Manager) TakeBackForgotten(ctx context.Context) error {
 	runs := func(id common.Hash) bool {

@@ -45,12 +45,13 @@ type Store struct {
 	Locks   Locks
 	Shown   Shown
 	Debts   Debts
+	Rests   Rests
 }
 
 // New is the tables of a provider's database.
 func New(db *store.DB) Store {
 	return Store{DB: db, Leases: Leases{db}, Records: Records{db: db}, Offers: Offers{db, &offerCache{}}, Secrets: Secrets{db},
-		Locks: Locks{db}, Shown: Shown{db}, Debts: Debts{db}}
+		Locks: Locks{db}, Shown: Shown{db}, Debts: Debts{db}, Rests: Rests{db}}
 }
 
 // NewSpooled is the tables of a node's spool, whose records its gateway charges.
