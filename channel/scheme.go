@@ -47,6 +47,7 @@ type rules struct {
 	payable         func(State) uint256.Int
 	reopen          string // what ends a pending close, beside opening another channel
 	lower           bool   // a voucher may be for less than an earlier one
+	lasting         bool   // see Scheme.Lasting
 }
 
 var schemes = [...]rules{
@@ -68,6 +69,7 @@ var schemes = [...]rules{
 		payable: used,
 		reopen:  "wait until the withdrawal is over",
 		lower:   true,
+		lasting: true,
 	},
 }
 
@@ -89,6 +91,10 @@ func (s Scheme) rules() rules {
 
 // String returns the scheme's name.
 func (s Scheme) String() string { return s.rules().name }
+
+// Lasting reports whether channels are never over: once a deposit is used up, or was taken back, payers come back with another. No lease's
+// end is the end of one.
+func (s Scheme) Lasting() bool { return s.rules().lasting }
 
 // Domain returns what ties this scheme's vouchers to one contract on one chain.
 func (s Scheme) Domain(chainID uint64, escrow common.Address) Domain {

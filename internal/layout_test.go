@@ -118,6 +118,8 @@ var layout = []struct{ pkg, may string }{
 	{"bindings/testtoken", ""},
 	{"internal/chaintest", "bindings/batchsettlement/standin bindings/testtoken channel sdk/chain"},
 	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim metering/usage sdk/chain sdk/internal/outcome sdk/node/nodekeys sdk/wire sdk/x402"}, // of tests
+	{"sdk/internal/rig/ticketscheme", "channel channel/store sdk/chain sdk/internal/keyed sdk/internal/lease sdk/internal/leasestore " +
+		"sdk/internal/scheme sdk/internal/serve sdk/wire"}, // of tests
 }
 
 // TestImportsPointOneWay: a package of the table imports what its row names and nothing else of the module, on no system.
@@ -137,6 +139,18 @@ func TestImportsPointOneWay(t *testing.T) {
 		}
 		below = append(below, row.pkg)
 	}
+}
+
+// TestProductHoldsNoTests: what tests run against is imported by tests alone.
+func TestProductHoldsNoTests(t *testing.T) {
+	const rigs = "sdk/internal/rig"
+	eachSource(t, func(folder string, file *ast.File, _ int) {
+		for _, spec := range file.Imports {
+			if strings.HasPrefix(strings.Trim(spec.Path.Value, `"`), module+rigs) && !strings.HasPrefix(folder, rigs) {
+				t.Errorf("%s imports %s, which is of tests", folder, spec.Path.Value)
+			}
+		}
+	})
 }
 
 // imports are the files of a package and the packages of this module that they import, tests apart.

@@ -16,7 +16,7 @@ func TestAuthorizationThatEndsTooSoon(t *testing.T) {
 	for left, want := range map[time.Duration]bool{chain.AuthorizationMargin - 5*time.Second: false, chain.AuthorizationMargin + 5*time.Second: true, -time.Hour: false} {
 		payload := lease.topUp(1000, 3)
 		payload.Authorization.ValidBefore = wireAmount(uint64(time.Now().Add(left).Unix()))
-		_, err := r.provider.session.Deposits.Authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)
+		_, err := sessionOf(r.provider).Deposits.Authorization(payload, lease.terms.Payer, payload.Authorization.Nonce)
 		if (err == nil) != want {
 			t.Errorf("good for %s more: %v", left, err)
 		}

@@ -93,7 +93,7 @@ func TestX402PayersBundle(t *testing.T) {
 		n.usesUp()
 	}
 	n.tick()
-	if err := n.provider.x402.EndNewest(t.Context(), &x402scheme.Request{PaidRequest: x402server.PaidRequest{ID: n.only().ID}}, "the test wants another"); err != nil {
+	if err := x402Of(n.provider).EndNewest(t.Context(), &x402scheme.Request{PaidRequest: x402server.PaidRequest{ID: n.only().ID}}, "the test wants another"); err != nil {
 		t.Fatal(err)
 	}
 	n.tick()

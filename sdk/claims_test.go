@@ -166,7 +166,7 @@ func newGateways(t *testing.T, call func(*rig) chain.Call) *twoGateways {
 func closers(t *testing.T) (g *twoGateways, lease, there *tab, closing, again, late *wire.Credential) {
 	t.Helper()
 	g = newGateways(t, func(r *rig) chain.Call {
-		return r.provider.session.Escrow.CloseCall(r.terms(r.payer.Address(), 1), uint256.Int{}, nil)
+		return sessionOf(r.provider).Escrow.CloseCall(r.terms(r.payer.Address(), 1), uint256.Int{}, nil)
 	})
 	lease = g.a.open(1, 100_000, "")
 	closing, _ = lease.leaving()
@@ -316,7 +316,7 @@ func TestOpenBesideAnOpen(t *testing.T) {
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateways(t, func(r *rig) chain.Call {
-				return r.provider.session.Escrow.OpenAuthorizedCall(r.terms(r.payer.Address(), 1), chain.Authorization{})
+				return sessionOf(r.provider).Escrow.OpenAuthorizedCall(r.terms(r.payer.Address(), 1), chain.Authorization{})
 			})
 			terms := g.a.terms(g.a.payer.Address(), 1)
 			opening := g.a.openCredential(g.a.payer, terms, 100_000, 0)
@@ -355,7 +355,7 @@ func TestCloseKeepsNothingOpenBesideAnother(t *testing.T) {
 	closed := answered(func() *http.Response { return r.do("POST", "", closing) })
 	lease.closeSent()
 	failed := errors.New("failed")
-	if err := r.provider.session.Closing.KeepOpen(t.Context(), lease.terms.ID(), nil, failed); !errors.Is(err, failed) {
+	if err := sessionOf(r.provider).Closing.KeepOpen(t.Context(), lease.terms.ID(), nil, failed); !errors.Is(err, failed) {
 		t.Errorf("the reason is lost: %v", err)
 	}
 	if s, err := r.provider.payee.State(t.Context(), lease.terms.ID()); err != nil || s.Status != channel.Closing {
@@ -413,7 +413,7 @@ func newSellers(t *testing.T, path string) *sellers {
 	s.two = payRigOn(t, s.one.chain, change)
 	s.one.shut()
 	s.one.tune = func(p *Provider) {
-		p.x402.GPUs, p.x402.Leases = stoppedGPUs{p.x402.GPUs, s.seat}, stoppedLeases{p.x402.Leases, s.lease}
+		x402Of(p).GPUs, x402Of(p).Leases = stoppedGPUs{x402Of(p).GPUs, s.seat}, stoppedLeases{x402Of(p).Leases, s.lease}
 	}
 	s.one.start()
 	for _, stopped := range []*stop{s.seat, s.lease, s.call} {
@@ -442,7 +442,7 @@ func (s *sellers) stopsIn(call chain.Call) {
 // reserved is what the channel's requests may use, and how many of them are remembered.
 func (s *sellers) reserved() (x402server.Balance, int) {
 	s.a.Helper()
-	note, err := s.two.provider.x402.Journal.Balance(s.a.Context(), s.a.terms.ID())
+	note, err := x402Of(s.two.provider).Journal.Balance(s.a.Context(), s.a.terms.ID())
 	if err != nil {
 		s.a.Fatal(err)
 	}
@@ -599,7 +599,7 @@ func (s *sellers) refundCall() chain.Call {
 	if err != nil {
 		s.a.Fatal(err)
 	}
-	call, err := s.one.provider.x402.Contract.RefundCall(s.a.Context(), kept, all)
+	call, err := x402Of(s.one.provider).Contract.RefundCall(s.a.Context(), kept, all)
 	if err != nil {
 		s.a.Fatal(err)
 	}
@@ -790,7 +790,7 @@ func (s *sellers) lostClaim(name string) *leasestore.Lock {
 func TestLostClaimWritesNothing(t *testing.T) {
 	s := newSellers(t, "/tick")
 	s.a.open(20_000)
-	d, ctx := s.one.provider.x402, t.Context()
+	d, ctx := x402Of(s.one.provider), t.Context()
 	tab, err := d.Account(ctx, s.a.kept())
 	if err != nil {
 		t.Fatal(err)
@@ -840,7 +840,7 @@ func TestLostClaimWritesNothing(t *testing.T) {
 // TestHeldClaimThatRanOut: a request that comes when its gateway's claim, which waits for it, is lost has a claim of its own.
 func TestHeldClaimThatRanOut(t *testing.T) {
 	s := newSellers(t, "/tick").opened()
-	d := s.one.provider.x402
+	d := x402Of(s.one.provider)
 	d.Queue.Hold = time.Minute
 	lost := s.lostClaim("x402 " + s.a.terms.ID().Hex())
 	d.Claims.Hold(s.a.terms.ID(), lost, time.Minute)

@@ -148,13 +148,13 @@ func TestNothingIsAcceptedBehindAClose(t *testing.T) {
 			other := r.open(2, 100_000, "")
 			final := other.release()
 			id := other.terms.ID()
-			if err := r.provider.session.Closing.KeepOpen(t.Context(), id, nil, nil); err != nil {
+			if err := sessionOf(r.provider).Closing.KeepOpen(t.Context(), id, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := r.provider.payee.Close(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
-			if err := r.provider.session.Closing.KeepOpen(t.Context(), id, nil, nil); err != nil {
+			if err := sessionOf(r.provider).Closing.KeepOpen(t.Context(), id, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			other.pay(final.Owed.Uint64())

@@ -144,6 +144,7 @@ type ProviderConfig struct {
 	Backend  chain.Backend   // instead of RPC: a client that is already connected
 
 	stuck, resend time.Duration // of the Sender of transactions, in tests; its own if zero
+	mounts        []mount       // schemes beside those of the product, in tests
 }
 
 const (

@@ -53,7 +53,7 @@ func (d frontDesk) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	d.p.metrics.Refused(problem)
 	if problem.Status == http.StatusPaymentRequired {
-		if err := d.p.askToPay(w.Header(), r); err != nil {
+		if err := d.p.schemes.Offer(w.Header(), r); err != nil {
 			problem = wire.Internal.With("no challenge could be made")
 		} else {
 			problem.FreeGPUs = d.p.capacity.free()

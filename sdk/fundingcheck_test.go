@@ -145,7 +145,7 @@ func TestNothingMovesIntoAWithdrawal(t *testing.T) {
 		t.Errorf("refused with %q, the contract holds %d", refused.Error, b.holds())
 	}
 	request := &x402server.PaidRequest{ID: b.terms.ID(), Terms: b.terms}
-	if err := r.provider.x402.WorthDepositing(t.Context(), request, x402server.Account{State: before, Known: true}, *uint256.NewInt(50_000)); !errors.Is(err, x402server.ErrWithdrawing) {
+	if err := x402Of(r.provider).WorthDepositing(t.Context(), request, x402server.Account{State: before, Known: true}, *uint256.NewInt(50_000)); !errors.Is(err, x402server.ErrWithdrawing) {
 		t.Errorf("by books from before it: %v", err)
 	}
 }

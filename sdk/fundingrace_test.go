@@ -120,7 +120,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 			t.Fatal(err)
 		}
 		q := &sessionscheme.Request{Request: req, GPUs: gpus, Offer: p.Offer()}
-		return q, p.session.Deposits.ReserveFor(q, [32]byte{id})
+		return q, sessionOf(p).Deposits.ReserveFor(q, [32]byte{id})
 	}
 	first, err := open("GET", 2, 1)
 	if err != nil {
@@ -143,12 +143,12 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {
 		t.Errorf("x402: %s", refused.Status)
 	}
-	if err := p.session.Admission.CanServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
+	if err := sessionOf(p).Admission.CanServe(t.Context(), [32]byte{9}, p.Offer(), 1); err == nil || !strings.Contains(err.Error(), "0 free") {
 		t.Errorf("a lease on a channel that holds money: %v", err)
 	}
 	first.Seat.Release()
 	first.Seat.Release()
-	if err := p.session.Admission.CanServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
+	if err := sessionOf(p).Admission.CanServe(t.Context(), [32]byte{9}, p.Offer(), 2); err != nil {
 		t.Error(err)
 	}
 }

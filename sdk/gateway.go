@@ -21,7 +21,7 @@ func (p *Provider) newGateway() *gateways.Gateway {
 		DB: p.db, Payee: p.payee, Allocator: c.Allocator, Log: c.Log,
 		Takeover: c.Takeover, Tick: c.Tick, CallTimeout: c.CallTimeout, SuspendTimeout: c.SuspendTimeout, Credit: c.Credit,
 		Identify: func(ctx context.Context) error { return identify(ctx, p.db, p.escrow, c) }, Owing: p.debts.Owing,
-		Notice:   func(ctx context.Context, l *lease.Lease) error { return p.x402.Notice(ctx, l) },
+		Notice:   func(ctx context.Context, l *lease.Lease) error { return p.schemes.Notice(ctx, l) },
 		Endpoint: p.escrow.Backend(), Lead: fmt.Sprintf("settler %d %s %s", p.escrow.ChainID(), p.escrow.Address(), c.Key.Address()),
 		Service: p.settlement.newService, AtWork: p.settlement.atWork.Store,
 	}, p.directory)

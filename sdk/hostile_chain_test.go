@@ -447,7 +447,7 @@ func TestDepositUnderAnotherHash(t *testing.T) {
 	defer cancel()
 	known := channel.State{ID: terms.ID(), Terms: terms, Deposit: deposit} // by a provider that has not seen the top-up yet
 	topUp := &wire.Payload{Action: wire.ActionTopUp, Type: wire.TypeHash, ChannelID: terms.ID(), Hash: &common.Hash{2}, AdditionalDeposit: &added}
-	if err := r.provider.session.Deposits.FundTopUp(ctx, slot, nil, known, topUp); err != nil {
+	if err := sessionOf(r.provider).Deposits.FundTopUp(ctx, slot, nil, known, topUp); err != nil {
 		t.Errorf("the top-up: %v", err)
 	}
 }

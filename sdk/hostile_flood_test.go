@@ -208,7 +208,7 @@ func TestFloodOfOpensFromManyAddresses(t *testing.T) {
 	if deposits, waiting := r.provider.limiter.Held(); deposits != 0 || waiting != 0 {
 		t.Errorf("still counted as under way: %d, %d of them waiting", deposits, waiting)
 	}
-	if n := r.provider.session.Channels.Opens.Held(); n != 0 {
+	if n := sessionOf(r.provider).Channels.Opens.Held(); n != 0 {
 		t.Errorf("%d channels are still locked", n)
 	}
 }
@@ -231,7 +231,7 @@ func TestFloodOfOpensFromOneAddress(t *testing.T) {
 	if answers[http.StatusServiceUnavailable] > 25 || answers[http.StatusTooManyRequests] < 975 {
 		t.Errorf("answers: %v", answers)
 	}
-	r.provider.session.OpenTimeout = time.Minute // nobody is being served now
+	sessionOf(r.provider).OpenTimeout = time.Minute // nobody is being served now
 	resp := r.do("GET", "", r.openCredential(r.payer, r.terms(r.payer.Address(), 1), 100_000, 0), clientHeader, "203.0.113.10")
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("another address could not open: %v", wire.ParseProblem(resp))

@@ -77,7 +77,7 @@ func TestSignedCloseStandsUntilItsDeadline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	call, err := r.provider.session.Closing.Call(t.Context(), s.Terms, s.Accepted, s.Signature)
+	call, err := sessionOf(r.provider).Closing.Call(t.Context(), s.Terms, s.Accepted, s.Signature)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestNothingBeginsBesideWhatTheOutboxForgot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.anvil.Automine(t, false)
-	if _, err := r.provider.session.Closing.Send(t.Context(), s.ID, nil); err != nil {
+	if _, err := sessionOf(r.provider).Closing.Send(t.Context(), s.ID, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.shut()
@@ -168,7 +168,7 @@ func TestNothingBeginsBesideWhatNoNodeShows(t *testing.T) {
 			}
 			r.start()
 			r.anvil.Automine(t, false)
-			if _, err := r.provider.session.Closing.Send(t.Context(), lease.terms.ID(), nil); err != nil {
+			if _, err := sessionOf(r.provider).Closing.Send(t.Context(), lease.terms.ID(), nil); err != nil {
 				t.Fatal(err)
 			}
 			sent, err := r.provider.sender.Find(t.Context(), lease.terms.ID(), chain.Close)

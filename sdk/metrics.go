@@ -49,9 +49,9 @@ func newProviderMetrics(leases *lease.Manager) *providerMetrics {
 
 // collectMoney has what is owed, vouchered and settled on all contracts among the metrics.
 func (p *Provider) collectMoney() {
-	books := []*channel.Payee{p.payee}
-	if p.x402 != nil {
-		books = append(books, p.x402.Book)
+	var books []*channel.Payee
+	for _, contract := range p.settlement.contracts {
+		books = append(books, &channel.Payee{Store: p.db.Payee(), Domain: contract.Domain()})
 	}
 	p.metrics.registry.MustRegister(&moneyCollector{leases: &p.leases, nodes: p.nodes, books: books, debts: p.store.Debts,
 		sender: p.sender, sponsor: p.sponsor, settles: &p.settlement, decimals: p.token.Decimals})

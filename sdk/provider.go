@@ -26,7 +26,6 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
-	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -67,11 +66,9 @@ type Provider struct {
 	retention  retention
 	metrics    *providerMetrics
 
-	schemes []scheme.Scheme // the first takes what no other does
-	session *sessionscheme.Scheme
-	x402    *x402scheme.Scheme     // nil where x402 is not offered
-	batch   *chain.BatchSettlement // of x402; nil where it is not offered
-	named   x402scheme.Named
+	mounted []mounted        // by which schemes it is paid
+	schemes scheme.Set       // of each mounted, in order
+	named   x402scheme.Named // also where x402 is not taken: what was let by it before is taken back
 
 	mux     *http.ServeMux
 	proxies limit.Proxies
@@ -194,7 +191,7 @@ func (p *Provider) lets() {
 	p.leases.Channel = func(ctx context.Context, row leasestore.Row) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
-	p.leases.Prepaid, p.leases.Allocated = p.prepaid, p.reserved.Taken
+	p.leases.Scheme, p.leases.Allocated = p.schemes.Take, p.reserved.Taken
 	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) {
 		return p.debts.Owing(ctx, payer)
 	}
@@ -252,14 +249,11 @@ func (p *Provider) chainParts(ctx context.Context) error {
 		return err
 	}
 	p.gasless = supported && !p.config.NoGasless
-	if p.batch, err = p.x402Contract(ctx); err != nil {
+	if err := p.chooseSchemes(ctx); err != nil {
 		return err
 	}
 	settles := &p.settlement
 	settles.config, settles.prices, settles.payee, settles.directory = p.config, &p.prices, p.payee, p.directory
-	if settles.contracts = []chain.Contract{p.escrow}; p.batch != nil {
-		settles.contracts = append(settles.contracts, p.batch)
-	}
 	p.debts = p.newDebts()
 	p.capacity = capacity{nodes: p.nodes, allocator: p.config.Allocator, offered: &p.leases.Offered, reserved: &p.reserved, takes: p.directory.TakesLeases, log: p.config.Log}
 	if p.db.Shared() {
@@ -273,7 +267,7 @@ func (p *Provider) chainParts(ctx context.Context) error {
 	p.limiter = p.config.Limits.limiter()
 	p.sponsor = admit.NewGasSponsor(p.sender, settles.contracts, p.config.Limits.gasBudget())
 	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Poll, p.config.Log
-	return p.mountSchemes(ctx)
+	return p.openSchemes(ctx)
 }
 
 // challenges mints and checks challenges with the database's secret.

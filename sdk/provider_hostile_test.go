@@ -80,7 +80,7 @@ var hostileVouchers = []hostile{
 	{name: "forged challenge", cred: mutate(func(t *tab, c *wire.Credential) { c.Challenge.ID = "AAAA" }), want: wire.InvalidChallenge},
 	{name: "challenge with another price", cred: mutate(func(t *tab, c *wire.Credential) { c.Challenge.Request = "e30" }), want: wire.InvalidChallenge},
 	{name: "expired challenge", cred: mutate(func(t *tab, c *wire.Credential) {
-		past := *t.provider.session.Challenges.Minter
+		past := *sessionOf(t.provider).Challenges.Minter
 		past.Now = func() time.Time { return time.Now().Add(-time.Hour) }
 		req, err := c.Challenge.Decode()
 		if err != nil {
@@ -181,7 +181,7 @@ func (t *tab) mint(method, intent string) wire.Challenge {
 	t.Helper()
 	c := t.challenge()
 	c.Method, c.Intent = method, intent
-	c.ID = t.provider.session.Challenges.Minter.Bind(c)
+	c.ID = sessionOf(t.provider).Challenges.Minter.Bind(c)
 	return c
 }
 
@@ -340,7 +340,7 @@ func TestHugeHeadersAreRefused(t *testing.T) {
 func TestStrangersTopUpHoldsNobodyUp(t *testing.T) {
 	r := newRig(t, func(c *ProviderConfig) { c.Credit = time.Hour })
 	lease := r.open(1, 500_000, "")
-	r.provider.session.OpenTimeout = 6 * time.Second // nobody is being served now
+	sessionOf(r.provider).OpenTimeout = 6 * time.Second // nobody is being served now
 	one := wire.NewAmount(*uint256.NewInt(1))
 	cred := &wire.Credential{Challenge: r.challenge(), Payload: wire.Payload{Action: wire.ActionTopUp, Type: wire.TypeHash,
 		ChannelID: lease.terms.ID(), Hash: &common.Hash{1}, AdditionalDeposit: &one}}

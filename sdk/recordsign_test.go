@@ -131,7 +131,7 @@ func TestRecordThatIsBeingSignedIsNotForgotten(t *testing.T) {
 			return nil
 		}
 		looks.Add(1)
-		if got, err := r.provider.session.Records.Remember(t.Context(), states[0]); err != nil || got.Spent != states[0].Spent {
+		if got, err := sessionOf(r.provider).Records.Remember(t.Context(), states[0]); err != nil || got.Spent != states[0].Spent {
 			t.Errorf("charged are %s before the record is signed, of %s: %v", got.Spent.Dec(), states[0].Spent.Dec(), err)
 		}
 		return nil

@@ -131,7 +131,7 @@ func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
 			for i := range 2 {
 				s := r.funded(byte(i))
 				q := r.wants(s, 1)
-				if err := p.session.Deposits.ReserveFor(q, s.ID); err != nil {
+				if err := sessionOf(p).Deposits.ReserveFor(q, s.ID); err != nil {
 					t.Fatal(err)
 				}
 				all = append(all, q)
@@ -139,7 +139,7 @@ func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
 			errs := make(chan error, 2)
 			for _, q := range all {
 				go func() {
-					_, _, err := p.session.Leasing.Start(q, r.state(q))
+					_, _, err := sessionOf(p).Leasing.Start(q, r.state(q))
 					q.Seat.Release()
 					errs <- err
 				}()
@@ -173,7 +173,7 @@ func TestLeaseWithoutADepositIsReserved(t *testing.T) {
 	q := r.wants(s, 1)
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		if _, _, err := r.provider.session.Leasing.Start(q, s); err != nil {
+		if _, _, err := sessionOf(r.provider).Leasing.Start(q, s); err != nil {
 			t.Error(err)
 		}
 		q.Seat.Release()

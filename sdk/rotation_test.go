@@ -87,7 +87,7 @@ func TestCloseAfterAKeyRotation(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _, _ = r.provider.session.Closing.Close(ctx, state)
+		_, _, _ = sessionOf(r.provider).Closing.Close(ctx, state)
 	}()
 	waitFor(t, func() bool { return r.nonce() == before+1 })
 	cancel()

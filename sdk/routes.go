@@ -20,7 +20,7 @@ func (p *Provider) routes() {
 	p.mux.HandleFunc("GET /offer", p.serveOffer)
 	p.mux.HandleFunc("GET /offer/{hash}", p.serveOffer)
 	for _, s := range p.schemes {
-		p.mux.HandleFunc(s.Path(), p.servePaid)
+		p.mux.Handle(s.Path(), p.schemes)
 	}
 }
 

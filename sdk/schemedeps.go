@@ -3,6 +3,7 @@ package sdk
 import (
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
@@ -11,7 +12,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
 )
 
-// schemeDeps is what every scheme needs of the provider that it is mounted on: newSession and newX402 give each what it takes of it.
+// schemeDeps is what schemes need of the provider that they are mounted on: the line of each gives it what it takes of it.
 type schemeDeps struct {
 	config      ProviderConfig
 	minDeposit  uint256.Int // base units
@@ -19,6 +20,8 @@ type schemeDeps struct {
 
 	db      *store.DB
 	store   leasestore.Store
+	escrow  *chain.Escrow
+	payee   *channel.Payee
 	sender  *chain.Sender
 	limiter *admit.Limiter
 	sponsor *admit.GasSponsor

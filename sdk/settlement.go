@@ -103,7 +103,7 @@ func (s *settlement) leaseEnded(l *lease.Lease) {
 	if s.directory.Gateway != nil {
 		return // the leader finds it in the table
 	}
-	if !l.Credit.Postpaid() {
+	if l.Terms.Scheme.Lasting() {
 		return // its client comes back and goes on; the settlement's policy says when to claim
 	}
 	s.soon(gateways.CloseGrace, l.Terms) // after a restart the policy's MaxAge settles it

@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/settle"
@@ -54,8 +55,6 @@ func (c X402Config) withDefaults(p settle.Policy, floor time.Duration) X402Confi
 
 func (c X402Config) check(p ProviderConfig) error {
 	switch {
-	case len(p.Nodes) > 0:
-		return errors.New("provider: X402 does not go with Nodes: it is the gateway that meters what is paid in advance")
 	case p.NoGasless:
 		return errors.New("provider: X402 needs NoGasless to be false: its clients pay by deposits that the provider sends")
 	case c.WithdrawDelay < channel.MinWithdrawDelay || c.WithdrawDelay > channel.MaxWithdrawDelay || c.WithdrawDelay%time.Second != 0:
@@ -76,9 +75,44 @@ func (c X402Config) check(p ProviderConfig) error {
 	return nil
 }
 
+// mountX402 has the provider paid on x402's contract, where it is offered and the chain and the token have what x402 needs.
+func mountX402(ctx context.Context, p *Provider) (mounted, error) {
+	if p.config.X402 == nil {
+		return mounted{}, warnUnclaimed(ctx, p)
+	}
+	x := p.config.X402.withDefaults(p.config.Settlement, p.config.graceFloor(p.escrow))
+	if err := x.check(p.config); err != nil {
+		return mounted{}, err
+	}
+	if !p.gasless {
+		return mounted{}, fmt.Errorf("provider: X402: token %s has no receiveWithAuthorization (ERC-3009), by which x402's clients deposit", p.config.Token)
+	}
+	contract, err := chain.NewBatchSettlement(ctx, p.escrow.Backend())
+	if err != nil {
+		return mounted{}, fmt.Errorf("provider: X402: %w", err)
+	}
+	contract.Past = p.config.PastKeys
+	return mounted{contract, func(ctx context.Context, deps schemeDeps) (scheme.Scheme, error) {
+		return newX402(ctx, p, deps, x, contract)
+	}}, nil
+}
+
+// warnUnclaimed says so where a provider took x402 before and does not now:
+// nobody claims what it was paid.
+func warnUnclaimed(ctx context.Context, p *Provider) error {
+	states, err := p.db.Payee().Unsettled(ctx)
+	for _, s := range states {
+		if s.Terms.Scheme == channel.BatchSettlement {
+			left := s.Unsettled()
+			p.config.Log.Warn("a channel of x402 is not claimed: set ProviderConfig.X402 until it is", "channel", s.ID, "unclaimed", left.Dec())
+		}
+	}
+	return err
+}
+
 // newX402 takes payments on x402's contract, by X402Config with its defaults.
-func newX402(ctx context.Context, p *Provider, deps schemeDeps, x X402Config) (*x402scheme.Scheme, error) {
-	c, contract := deps.config, p.batch
+func newX402(ctx context.Context, p *Provider, deps schemeDeps, x X402Config, contract *chain.BatchSettlement) (*x402scheme.Scheme, error) {
+	c := deps.config
 	own := x402scheme.Deps{
 		Tick: c.Tick, OpenTimeout: c.OpenTimeout, CallTimeout: c.CallTimeout, MaxReply: x.MaxReply, Line: x.Line, Waiting: x.Waiting,
 		AllowedOrigins: c.AllowedOrigins, Allocator: c.Allocator, Credit: p.credit,

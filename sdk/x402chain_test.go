@@ -97,7 +97,7 @@ func TestDrainedChannel(t *testing.T) {
 	r.chain.RPC(t, nil, "anvil_setBalance", b.key.Address(), "0xde0b6b3a7640000")
 	r.shut()
 	r.chain.Transact(t, b.private, r.contract.Address(), r.contract.InitiateWithdrawCall(b.terms, *uint256.NewInt(20_000)).Data)
-	r.chain.AdvanceTime(t, r.provider.x402.WithdrawDelay+time.Minute)
+	r.chain.AdvanceTime(t, x402Of(r.provider).WithdrawDelay+time.Minute)
 	r.chain.Transact(t, b.private, r.contract.Address(), r.contract.FinalizeWithdrawCall(b.terms).Data)
 	r.start()
 	b.provider = r.provider
@@ -130,7 +130,7 @@ func TestDepositWaitsForItsConfirmations(t *testing.T) {
 	answer := make(chan *http.Response, 1)
 	go func() { answer <- b.send("GET", "/tick", header) }()
 	eventually(t, "the deposit is mined", func() bool { return b.holds() == 20_000 })
-	if _, err := r.provider.x402.Book.State(context.Background(), b.terms.ID()); err == nil {
+	if _, err := x402Of(r.provider).Book.State(context.Background(), b.terms.ID()); err == nil {
 		if kept := b.kept(); !kept.Deposit.IsZero() || kept.Status != channel.Open {
 			t.Errorf("the channel is %+v", kept)
 		}

@@ -21,7 +21,7 @@ func (b *buyer) refundGivenUp() {
 	s := b.kept()
 	all, err := x402server.Refundable(s, nil)
 	if err == nil {
-		_, err = b.provider.x402.Refunds.Submit(b.Context(), nil, s, all)
+		_, err = x402Of(b.provider).Refunds.Submit(b.Context(), nil, s, all)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -62,7 +62,7 @@ func TestRefundInFlightServesNothing(t *testing.T) {
 	b.mineRefund()
 	stale := b.kept()
 	stale.Deposit.SetUint64(20_000)
-	if tab, err := r.provider.x402.Unrefunded(t.Context(), x402server.Account{State: stale, Known: true}); err != nil || tab.Deposit.Uint64() >= 20_000 {
+	if tab, err := x402Of(r.provider).Unrefunded(t.Context(), x402server.Account{State: stale, Known: true}); err != nil || tab.Deposit.Uint64() >= 20_000 {
 		t.Errorf("after the refund %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 	if resp := b.pay(b.payment(b.next())); resp.StatusCode == http.StatusOK {
@@ -86,11 +86,11 @@ func TestUndoneRefundServesNothing(t *testing.T) {
 	stale := b.kept()
 	stale.Deposit.SetUint64(20_000)
 	tab := x402server.Account{State: stale, Known: true}
-	if tab, err := r.provider.x402.Unrefunded(t.Context(), tab); err != nil || tab.Deposit.Uint64() >= 20_000 {
+	if tab, err := x402Of(r.provider).Unrefunded(t.Context(), tab); err != nil || tab.Deposit.Uint64() >= 20_000 {
 		t.Fatalf("after the refund %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 	r.chain.Reorg(t, int(r.chain.Head(t)-before))
-	if tab, err := r.provider.x402.Unrefunded(t.Context(), tab); !errors.Is(err, x402server.ErrRefunding) {
+	if tab, err := x402Of(r.provider).Unrefunded(t.Context(), tab); !errors.Is(err, x402server.ErrRefunding) {
 		t.Errorf("after a re-org %s is served from, %v", tab.Deposit.Dec(), err)
 	}
 }

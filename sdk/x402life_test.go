@@ -94,7 +94,7 @@ func TestGatewaysShareAChannel(t *testing.T) {
 	one := newPayRig(t, change)
 	two := payRigOn(t, one.chain, change)
 	for _, r := range []*payRig{one, two} { // however late one that was corrected comes
-		r.provider.x402.Queue.Hold = time.Minute
+		x402Of(r.provider).Queue.Hold = time.Minute
 	}
 	b := one.buyer("/tick")
 	first := b.open(900_000)

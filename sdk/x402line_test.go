@@ -42,7 +42,7 @@ func (b *buyer) stock(base uint64) (status int, charged uint64) {
 // the line sees to it that once is enough.
 func TestManyAtOnceAreAllServed(t *testing.T) {
 	r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 10 * time.Second })
-	r.provider.x402.Queue.Hold = time.Minute // however late the one that was corrected comes
+	x402Of(r.provider).Queue.Hold = time.Minute // however late the one that was corrected comes
 	b := r.buyer("/tick")
 	b.open(900_000)
 	const calls = 20
@@ -76,7 +76,7 @@ func TestLineIsBounded(t *testing.T) {
 	b := r.buyer("/tick")
 	b.open(100_000)
 	b.idle() // so that no lease uses anything meanwhile, and what is signed stays right
-	served, err := r.provider.x402.Queue.Enter(t.Context(), b.terms.ID(), uint256.Int{})
+	served, err := x402Of(r.provider).Queue.Enter(t.Context(), b.terms.ID(), uint256.Int{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestDebtIsCarried(t *testing.T) {
 			kept := b.kept()
 			late := kept.Accepted
 			late.AddUint64(&late, debt)
-			if _, err := r.provider.x402.Book.Charge(t.Context(), b.terms.ID(), late); err != nil {
+			if _, err := x402Of(r.provider).Book.Charge(t.Context(), b.terms.ID(), late); err != nil {
 				t.Fatal(err)
 			}
 			if claimed {
@@ -162,7 +162,7 @@ func TestOneCorrectionIsEnough(t *testing.T) {
 	for _, path := range []string{"/tick", "/lease", "refund"} {
 		t.Run(path, func(t *testing.T) {
 			r := newPayRig(t, func(c *ProviderConfig) { c.X402.Slack = 2 * time.Second })
-			r.provider.x402.Queue.Hold = time.Minute // however late the one that was corrected comes
+			x402Of(r.provider).Queue.Hold = time.Minute // however late the one that was corrected comes
 			b := r.buyer("/tick")
 			first := b.accept().Amount.Int
 			b.open(100_000)
@@ -222,7 +222,7 @@ func TestNobodyIsToldAPublicAmount(t *testing.T) {
 	b := r.buyer("/tick")
 	b.open(100_000)
 	b.idle()
-	if _, err := r.provider.x402.Book.Accept(t.Context(), b.voucher(b.next()).Voucher()); err != nil { // and then nothing was metered
+	if _, err := x402Of(r.provider).Book.Accept(t.Context(), b.voucher(b.next()).Voucher()); err != nil { // and then nothing was metered
 		t.Fatal(err)
 	}
 	if err := r.provider.Settle(t.Context()); err != nil {

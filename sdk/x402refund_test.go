@@ -97,7 +97,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	b.open(100_000)
 	b.idle()
 	large := b.voucher(b.charged + 5000).Voucher() // of a request with a higher ceiling
-	if _, err := r.provider.x402.Book.Accept(t.Context(), large); err != nil {
+	if _, err := x402Of(r.provider).Book.Accept(t.Context(), large); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.provider.Settle(t.Context()); err != nil {
@@ -108,7 +108,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 	if err != nil || len(calls) != 1 {
 		t.Fatal(calls, err)
 	}
-	disclosed, ok, err := r.provider.x402.Contract.Disclosed(calls[0], b.terms.ID())
+	disclosed, ok, err := x402Of(r.provider).Contract.Disclosed(calls[0], b.terms.ID())
 	if err != nil || !ok || kept.Accepted != disclosed {
 		t.Fatalf("claimed with a voucher over %s (%t, %v), accepted is %s", disclosed.Dec(), ok, err, kept.Accepted.Dec())
 	}
@@ -150,7 +150,7 @@ func TestStrangerWithASettledVoucher(t *testing.T) {
 // spend has a channel's requests charged up to an amount, as streams do.
 func spend(t *testing.T, r *payRig, b *buyer, to uint64) {
 	t.Helper()
-	if err := r.provider.x402.Journal.Prepay(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
+	if err := x402Of(r.provider).Journal.Prepay(t.Context(), b.terms.ID(), *uint256.NewInt(to)); err != nil {
 		t.Fatal(err)
 	}
 	b.charged = to

@@ -236,7 +236,7 @@ func TestX402RenterOfARestoredProvider(t *testing.T) {
 	id := n.only().ID
 	restore := r.backup()
 	n.open()
-	known, err := r.provider.x402.Book.State(t.Context(), id)
+	known, err := x402Of(r.provider).Book.State(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +247,7 @@ func TestX402RenterOfARestoredProvider(t *testing.T) {
 	restore()
 	n.open()
 	n.tick()
-	kept, err := r.provider.x402.Book.State(t.Context(), id)
+	kept, err := x402Of(r.provider).Book.State(t.Context(), id)
 	if err != nil || kept.Spent.Lt(&charged) {
 		t.Errorf("charged %s, before it forgot that it was %s: %v", kept.Spent.Dec(), charged.Dec(), err)
 	}

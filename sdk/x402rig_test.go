@@ -350,7 +350,7 @@ func (b *buyer) on() chain.BatchSettlementState {
 // kept is what the provider says of the channel.
 func (b *buyer) kept() channel.State {
 	b.Helper()
-	s, err := b.provider.x402.Book.State(b.Context(), b.terms.ID())
+	s, err := x402Of(b.provider).Book.State(b.Context(), b.terms.ID())
 	if err != nil {
 		b.Fatal(err)
 	}

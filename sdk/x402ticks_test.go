@@ -133,7 +133,7 @@ func (n *tickRenter) only() x402client.Channel {
 func (n *tickRenter) agrees() {
 	n.Helper()
 	ours := n.only()
-	theirs, err := n.provider.x402.Book.State(n.Context(), ours.ID)
+	theirs, err := x402Of(n.provider).Book.State(n.Context(), ours.ID)
 	var most uint256.Int
 	most.AddUint64(&ours.Charged, testMost)
 	if err != nil || theirs.Spent.Lt(&ours.Charged) || theirs.Spent.Gt(&most) {
@@ -258,7 +258,7 @@ func (n *tickRenter) settles() {
 		n.Fatal(err)
 	}
 	c := n.only()
-	theirs, err := n.provider.x402.Book.State(n.Context(), c.ID)
+	theirs, err := x402Of(n.provider).Book.State(n.Context(), c.ID)
 	paid := theirs.Settled
 	const late = 2*10*10 + 1 // two GPUs, MaxGap, 10 base units a second
 	if err != nil || paid.Gt(&theirs.Spent) || paid.Gt(&c.Charged) || paid.Uint64()+late < theirs.Spent.Uint64() {

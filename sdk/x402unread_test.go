@@ -19,7 +19,7 @@ import (
 // never sent, or for an answer that was noted.
 func TestX402SaysWhatItCannotRead(t *testing.T) {
 	r := newPayRig(t)
-	d := r.provider.x402
+	d := x402Of(r.provider)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := d.Find(ended, &x402server.PaidRequest{ID: common.Hash{1}}); !errors.Is(err, context.Canceled) {

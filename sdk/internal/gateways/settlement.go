@@ -93,7 +93,7 @@ func (s *Settlement) SettleEnded(ctx context.Context, c *settle.Service, leases 
 	}
 	unsettled, err := s.db.Payee().Unsettled(ctx)
 	for _, state := range unsettled {
-		if ended[state.ID] && state.Terms.Scheme == channel.Session {
+		if ended[state.ID] && !state.Terms.Scheme.Lasting() {
 			c.Urgent(state.Terms)
 		}
 	}

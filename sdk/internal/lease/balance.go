@@ -268,7 +268,7 @@ func (Postpaid) mayResume(b *balance, v View) bool {
 	return !want.Gt(&limit)
 }
 
-// Prepaid is the credit of a channel of x402: a lease may use what requests have reserved. Its records state so many device nanoseconds and
+// Prepaid is the credit of a lease that is paid in advance: it may use what requests have reserved. Its records state so many device nanoseconds and
 // are cut by what was metered: between two requests nothing is charged, so that what the client believes to have been charged stays right.
 type Prepaid uint64
 

@@ -43,7 +43,7 @@ type Manager struct {
 	Owing     func(ctx context.Context, payer common.Address) ([]channel.State, error) // the channels on which a payer owes; nil: it is not known
 	Share     func(ctx context.Context, lease common.Hash) (*uint256.Int, error)       // what of its payer's credit a lease has; nil: it is not told
 	Allocated func(channel common.Hash)                                                // hears that a channel's lease has its devices; may be nil
-	Prepaid   func(*Lease) error                                                       // makes a lease one that is paid in advance, if it is; nil: none is
+	Scheme    func(*Lease) error                                                       // has a lease, new or restored, run as it is paid; nil: on its payer's credit
 
 	Offered inventory.Offered // the devices of the source, for who asks how they are
 
@@ -283,10 +283,10 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 	}
 	l.health.watchdog.Limit = l.Meter.Config().MaxGap
 	l.health.devices = inventory.NewWatch(a.Devices, l.health.watchdog.Limit, h.Deps.Sick)
-	if l.Records.recorder, err = usage.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Prepaid == nil {
+	if l.Records.recorder, err = usage.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Scheme == nil {
 		return l, err
 	}
-	return l, h.Prepaid(l)
+	return l, h.Scheme(l)
 }
 
 func newMeter(devices []string, o wire.Offer, saved *usage.State) (*usage.Meter, error) {

@@ -51,7 +51,7 @@ func shownOffers(ctx context.Context, tx *sqlx.Tx) (map[string]bool, error) {
 // Concluded reports a channel of which nothing is left to settle or to refuse.
 func Concluded(s channel.State) bool {
 	unsettled := s.Unsettled()
-	return s.Status == channel.Finalized || s.Terms.Scheme == channel.BatchSettlement && unsettled.IsZero()
+	return s.Status == channel.Finalized || s.Terms.Scheme.Lasting() && unsettled.IsZero()
 }
 
 // Quiet returns the channels whose leases all ended before a time.

@@ -175,7 +175,7 @@ func (d *Debts) Forgive(ctx context.Context, payer common.Address) (sum uint256.
 // spentUp reports a channel of which no voucher fetches anything any more: it is closed, or, with x402, whose channels are never
 // over, all of it is claimed or was taken back.
 func spentUp(s channel.State) bool {
-	return s.Status == channel.Finalized || s.Terms.Scheme == channel.BatchSettlement && !s.Deposit.Gt(&s.Settled)
+	return s.Status == channel.Finalized || s.Terms.Scheme.Lasting() && !s.Deposit.Gt(&s.Settled)
 }
 
 // Lapse writes off the debts of which DebtKept is over, and returns the others.
@@ -215,7 +215,7 @@ func (d *Debts) owedSince(ctx context.Context, after time.Time, owing ...channel
 		return nil, err
 	}
 	for _, s := range owing {
-		if s.Terms.Scheme == channel.BatchSettlement && s.UpdatedAt.After(after) {
+		if s.Terms.Scheme.Lasting() && s.UpdatedAt.After(after) {
 			fresh[s.ID] = true
 		}
 	}

@@ -26,6 +26,11 @@ type Scheme interface {
 	Pays(r *http.Request) bool // whether a request brings a payment of this scheme
 	ServePaid(w http.ResponseWriter, r *http.Request)
 	Offer(h http.Header, r *http.Request) error // adds to a 402 what this scheme asks for
+
+	// Takes has a lease that begins, is restored or is shown run as this scheme is paid. It is false for one of another scheme.
+	Takes(l *lease.Lease) (bool, error)
+	// Notice tells a lease that runs here what requests at other gateways paid for it, if it is one of this scheme.
+	Notice(ctx context.Context, l *lease.Lease) error
 }
 
 // Leases begins, finds and ends leases, wherever they run.

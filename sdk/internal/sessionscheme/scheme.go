@@ -3,6 +3,7 @@
 package sessionscheme
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -48,6 +50,12 @@ func (d *Scheme) Path() string { return "/lease" }
 
 // Pays has the scheme take what no other one does.
 func (d *Scheme) Pays(*http.Request) bool { return true }
+
+// Takes leaves leases on the escrow's channels to their payers' credit: what vouchers follow is what records state.
+func (d *Scheme) Takes(l *lease.Lease) (bool, error) { return l.Terms.Scheme == channel.Session, nil }
+
+// Notice has nothing to tell: the state of the channel says all.
+func (d *Scheme) Notice(context.Context, *lease.Lease) error { return nil }
 
 // Offer adds a fresh challenge to a 402.
 func (d *Scheme) Offer(h http.Header, _ *http.Request) error {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
@@ -121,11 +122,14 @@ func (d *Scheme) ServePaid(w http.ResponseWriter, r *http.Request) {
 	d.serve(w, r, &Request{PaidRequest: x402server.PaidRequest{Route: route}})
 }
 
-// Prepaid has a new lease of a channel of x402 run on what the channel's requests reserve.
-func (d *Scheme) Prepaid(l *lease.Lease) error {
+// Takes has a lease on a channel of x402 run on what the channel's requests reserve.
+func (d *Scheme) Takes(l *lease.Lease) (bool, error) {
+	if l.Terms.Scheme != channel.BatchSettlement {
+		return false, nil
+	}
 	note, err := d.Journal.Balance(context.Background(), l.Terms.ID())
 	if err != nil {
-		return err
+		return true, err
 	}
 	quantum := uint64(len(l.Allocation.Devices)) * uint64(d.Window)
 	if placement.ForOneRequest(l.Allocation) {
@@ -133,12 +137,12 @@ func (d *Scheme) Prepaid(l *lease.Lease) error {
 	}
 	l.Prepay(quantum, note.Reserved)
 	d.carries(l)
-	return nil
+	return true, nil
 }
 
 // Notice tells a lease that runs here what requests at other gateways reserved.
 func (d *Scheme) Notice(ctx context.Context, l *lease.Lease) error {
-	if d == nil || l.Credit.Postpaid() {
+	if l.Terms.Scheme != channel.BatchSettlement {
 		return nil
 	}
 	note, err := d.Journal.Balance(ctx, l.Terms.ID())
