@@ -116,7 +116,7 @@ func (g *Gateway) look(ctx context.Context) error {
 
 // heed tells a lease that runs here what others wrote.
 func (g *Gateway) heed(l *lease.Lease, row leasestore.Glimpse, s channel.State) {
-	if row.ID == "" || row.Term != l.Term { // its row was there when it began: see drop
+	if row.ID == "" || row.Term != l.Term { // its row was there when it began: see lease.Manager.Drop
 		l.Fence.Elsewhere.Store(row.ID != "")
 		l.Relinquish()
 		return
