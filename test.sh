@@ -206,7 +206,7 @@ gotest() {
 
 # suite runs all Go tests, the longest packages first, and those that failed beside the others once more by themselves. Most wait
 # for blocks and clocks: four at a time leave two cores time.
-suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./sdk ./sdk/renter ./... || again "$@"; }
+suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./sdk/provider ./sdk/renter ./... || again "$@"; }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
 # real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a

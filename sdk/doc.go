@@ -1,19 +1,18 @@
-// Package sdk is the side of paid GPU time that sells: a Provider that rents out
-// GPUs and is paid for what it metered. Package sdk/renter rents from it; where the
-// GPUs are on other hosts, package sdk/node meters them there.
+// Package sdk is where to look for what pays for GPU time. It holds no code: each part is a package of its own.
 //
-// A Provider is an http.Handler. NewProvider takes a ProviderConfig: the chain's
-// RPC, the Escrow, the Token, the payee's Key, a Database (vouchers are in it, and
-// they are money), a price of one GPU-hour, and a Source that meters, which is
-// package metering/nvml or, to try things out, metering/sim. Serve it, and call
-// Run beside it: that watches the chain and settles. How a renter reaches its GPU
-// is a gpu.Allocator's to say.
+//	provider          rents out GPUs over HTTP and is paid for what it metered: Server, an http.Handler
+//	renter            rents them: quote, rent, check, pay, top up, close, leave
+//	x402/x402client   pays x402 servers: an http.RoundTripper, and GPU time by ticks
+//	wallet            what both pay from: a key, a token, caps, a database
+//	node              meters the GPUs of one host for gateways elsewhere
+//	gpu               who gets which GPU
+//	audit             verifies what either side kept
+//	tower             settles for a provider that is down
+//	settle, chain     when what is vouchered is fetched, and the chain it is fetched from
+//	wire, x402        the formats of the two schemes
+//	limit, units      rate limits; amounts and prices
+//	service           an HTTP server that ends well
 //
-// What a provider publishes is a signed offer: the price, the least deposit, the
-// credit (GPU time that it serves ahead of vouchers, and the most that it can
-// lose), and how often it meters. A lease keeps the offer that it began under.
-//
-// Amounts in configurations are units of the token, such as "2.50"; those in
-// results are its base units. ProviderConfig.X402 and package sdk/x402/x402client
-// speak x402 instead.
+// Payment channels are package channel, GPU time is package metering. The example is a provider and a renter in one program;
+// those of the README are two.
 package sdk

@@ -16,7 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -33,10 +33,10 @@ func Example() {
 	defer chain.Close()
 	quiet := slog.New(slog.DiscardHandler)
 
-	provider, err := sdk.NewProvider(ctx, sdk.ProviderConfig{
+	provider, err := provider.New(ctx, provider.Config{
 		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[0]),
-		Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", MinDeposit: "0.02", Source: sim.New(1, sim.Options{}),
-		Tick: 100 * time.Millisecond, MaxGap: 300 * time.Millisecond, RecordEvery: 500 * time.Millisecond, Poll: 200 * time.Millisecond, Log: quiet,
+		Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", Deposits: provider.Deposits{Min: "0.02"}, Source: sim.New(1, sim.Options{}),
+		Metering: provider.Metering{Tick: 100 * time.Millisecond, MaxGap: 300 * time.Millisecond, RecordEvery: 500 * time.Millisecond}, Chain: provider.Chain{Poll: 200 * time.Millisecond}, Log: quiet,
 	})
 	must(err)
 	defer provider.Close()
@@ -46,7 +46,7 @@ func Example() {
 
 	client, err := renter.New(ctx, renter.Config{
 		RPC: chain.URL, Token: chain.Token, Key: channel.NewKey(chain.Keys[1]),
-		Database: filepath.Join(dir, "renter.db"), Poll: 200 * time.Millisecond, Log: quiet,
+		Database: filepath.Join(dir, "renter.db"), Chain: wallet.Chain{Poll: 200 * time.Millisecond}, Log: quiet,
 		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "0.02", PerDay: "1.00", PerPayee: "1.00"},
 	})
 	must(err)

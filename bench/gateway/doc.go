@@ -1,4 +1,4 @@
-// Package gateway is what the benchmarks measure from outside: a process of its own that is an sdk.Provider behind an HTTP
+// Package gateway is what the benchmarks measure from outside: a process of its own that is an provider.Server behind an HTTP
 // server and nothing else (Main), with leases that run, on a chain that the measuring process has.
 //
 // So many channels are not opened one by one. The chain begins with an escrow contract in whose storage they are open,

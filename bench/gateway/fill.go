@@ -18,8 +18,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // fill writes the database of a gateway that was ended after it had let a device to each of the first n channels.
@@ -28,7 +28,7 @@ func (w *World) fill(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	p, err := sdk.NewProvider(ctx, config) // makes the tables and publishes the offer
+	p, err := provider.New(ctx, config) // makes the tables and publishes the offer
 	if err != nil {
 		return err
 	}

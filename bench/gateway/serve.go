@@ -20,8 +20,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // Options are what a gateway is started with.
@@ -42,11 +42,11 @@ type Started struct {
 
 const price = "3.60" // an hour: 1,000 base units a second
 
-func (o Options) config(key channel.Signer) (sdk.ProviderConfig, error) {
-	return sdk.ProviderConfig{
+func (o Options) config(key channel.Signer) (provider.Config, error) {
+	return provider.Config{
 		RPC: o.RPC, Escrow: escrow, Token: o.Token, Key: key, Database: o.Database, PricePerGPUHour: price,
-		Source: sim.New(o.Leases, sim.Options{}), Allocator: keeper{}, MinDeposit: "1",
-		Tick: o.Tick, MaxGap: 3 * o.Tick, RecordEvery: o.Period, Credit: time.Hour,
+		Source: sim.New(o.Leases, sim.Options{}), Allocator: keeper{}, Deposits: provider.Deposits{Min: "1"},
+		Metering: provider.Metering{Tick: o.Tick, MaxGap: 3 * o.Tick, RecordEvery: o.Period}, Terms: provider.Terms{Credit: time.Hour},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}, nil
 }
@@ -65,10 +65,10 @@ func serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	lag := newLag(config.Source, o, config.MaxGap)
+	lag := newLag(config.Source, o, config.Metering.MaxGap)
 	config.Source = lag
 	begun := time.Now()
-	p, err := sdk.NewProvider(ctx, config)
+	p, err := provider.New(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func serve(ctx context.Context, in io.Reader, out io.Writer) error {
 }
 
 // routes are the provider's, and how late its devices are read.
-func routes(p *sdk.Provider, lag *lag) http.Handler {
+func routes(p *provider.Server, lag *lag) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", p)
 	mux.Handle("GET /lag", lag)

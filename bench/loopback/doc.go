@@ -1,3 +1,3 @@
-// Package loopback measures payments that renters make over HTTP: the gateway is an sdk.Provider behind an HTTP server in a
+// Package loopback measures payments that renters make over HTTP: the gateway is an provider.Server behind an HTTP server in a
 // process of its own, with a lease that runs and is metered each second for every renter; the renters are another process.
 package loopback

@@ -13,8 +13,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/redact"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
@@ -64,8 +64,8 @@ func (e *export) run(ctx context.Context, out io.Writer) error {
 
 // exportFile is what a database kept about a channel, whoever wrote it: a provider, or a payer of either scheme.
 func exportFile(ctx context.Context, path string, id common.Hash) (*audit.Bundle, error) {
-	b, err := sdk.ExportFile(ctx, path, id)
-	if errors.Is(err, sdk.ErrOtherDatabase) {
+	b, err := provider.ExportFile(ctx, path, id)
+	if errors.Is(err, provider.ErrOtherDatabase) {
 		b, err = renter.ExportFile(ctx, path, id)
 		if errors.Is(err, channel.ErrUnknown) {
 			b, err = x402client.ExportFile(ctx, path, id)

@@ -15,8 +15,8 @@ func TestGasFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := o.config.Limits
-	if o.config.MinTransfer != "0.5" || l.ReservedSettlements != -1 || l.SponsoredGasPerPayer.Cmp(big.NewInt(2e15)) != 0 || l.SponsoredGas.Cmp(big.NewInt(3e16)) != 0 {
-		t.Errorf("%q %+v", o.config.MinTransfer, l)
+	if o.config.Terms.MinTransfer != "0.5" || l.ReservedSettlements != -1 || l.SponsoredGasPerPayer.Cmp(big.NewInt(2e15)) != 0 || l.SponsoredGas.Cmp(big.NewInt(3e16)) != 0 {
+		t.Errorf("%q %+v", o.config.Terms.MinTransfer, l)
 	}
 	if o, err = parseServe(t, always); err != nil || o.config.Limits.SponsoredGas.Cmp(big.NewInt(1e17)) != 0 || o.config.Limits.SponsoredGasPerPayer.Cmp(big.NewInt(1e16)) != 0 {
 		t.Errorf("by default: %v", err)

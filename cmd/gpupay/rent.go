@@ -63,9 +63,9 @@ func newRent(app *cli.App) *rent {
 	f.RPC(&c.RPC, "")
 	f.Address(&c.Token, "token", "the token to pay in")
 	f.Address(&c.Escrow, "escrow", "the one escrow contract to trust; if empty, any whose code is this project's to the byte")
-	f.Uint64(&c.ChainID, "chain-id", 0, "refuse an endpoint that serves another chain than this `id`")
-	f.Duration(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
-	f.MaxFee(&c.MaxFee)
+	f.Uint64(&c.Chain.ID, "chain-id", 0, "refuse an endpoint that serves another chain than this `id`")
+	f.Duration(&c.Chain.Poll, "poll", 2*time.Second, "time between looks at the chain")
+	f.MaxFee(&c.Chain.MaxFee)
 	f.Text(&r.relay, "relay", "", "`URL` of a watchtower that sends what --leave signs, where there is no native coin")
 	f.Path(&c.Database, "db", "gpupay-renter.db", "`path` of the database: it remembers where your deposits are")
 

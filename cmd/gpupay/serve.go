@@ -13,7 +13,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/redact"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/service"
 )
 
@@ -41,7 +41,7 @@ type serve struct {
 	window             time.Duration
 	forgive            common.Address
 	hooks              cli.Hooks
-	config             sdk.ProviderConfig
+	config             provider.Config
 }
 
 func (s *serve) command() *urfave.Command {
@@ -64,9 +64,9 @@ func (s *serve) read() (err error) {
 		return err
 	}
 	if s.x402 {
-		c.X402 = &sdk.X402Config{Window: s.window}
+		c.X402 = &provider.X402{Window: s.window}
 	}
-	if c.Nodes, c.NodeIdentity, err = cli.Links(s.nodes, s.identity); err != nil {
+	if c.Nodes.Links, c.Nodes.Identity, err = cli.Links(s.nodes, s.identity); err != nil {
 		return err
 	}
 	if c.Key, err = s.flags.LoadKey(); err != nil || os.Getenv(pastKey) == "" {
@@ -78,7 +78,7 @@ func (s *serve) read() (err error) {
 }
 
 func (s *serve) run(ctx context.Context) error {
-	if len(s.config.Nodes) == 0 {
+	if len(s.config.Nodes.Links) == 0 {
 		source, err := cli.SourceOrAway(s.gpu)
 		if err != nil {
 			return err
@@ -89,7 +89,7 @@ func (s *serve) run(ctx context.Context) error {
 		}
 		s.config.Source = source
 	}
-	provider, err := sdk.NewProvider(ctx, s.config)
+	provider, err := provider.New(ctx, s.config)
 	if err != nil {
 		return s.flags.Named(err, serveFields)
 	}
@@ -103,7 +103,7 @@ func (s *serve) run(ctx context.Context) error {
 	return errors.Join(s.serve(ctx, provider), provider.Close())
 }
 
-func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
+func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
 	public, admin, err := cli.Listeners(s.listen, s.admin)
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
 	fmt.Printf("renting out %d GPU(s) for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n",
 		gpus, s.config.PricePerGPUHour, public.Addr(), offer.Escrow, offer.Payee)
 	fmt.Printf("chain %d by %s, token %s, confirmations %d; credit %s of GPU time, settled within %s; database %s\n", offer.ChainID, redact.List(s.config.RPC),
-		offer.Token, s.config.Confirmations, time.Duration(offer.Credit)*time.Second, s.config.Settlement.Age(), redact.Database(s.config.Database))
+		offer.Token, s.config.Chain.Confirmations, time.Duration(offer.Credit)*time.Second, s.config.Settlement.Age(), redact.Database(s.config.Database))
 	if offer.Simulated {
 		fmt.Println("THE GPUS ARE SIMULATED: nobody should pay real money for them")
 	}
@@ -127,7 +127,7 @@ func (s *serve) serve(ctx context.Context, provider *sdk.Provider) error {
 }
 
 // stop stops metering, so that streams carry their last record. A provider that drains still answers those who pay it and close.
-func (s *serve) stop(ctx context.Context, provider *sdk.Provider) error {
+func (s *serve) stop(ctx context.Context, provider *provider.Server) error {
 	if s.drain {
 		s.config.Log.Info("ending all leases and settling")
 		return provider.Drain(ctx)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // TestPriceIsMeant: no GPUs are given away, and none are offered at a price in base
@@ -56,7 +56,7 @@ func TestServeMistakesNameFlags(t *testing.T) {
 		o, err := parseServe(t, strings.Fields(row.args))
 		if err == nil {
 			o.config.Source = sim.New(1, sim.Options{})
-			_, err = sdk.NewProvider(t.Context(), o.config)
+			_, err = provider.New(t.Context(), o.config)
 			err = o.flags.Named(err, serveFields)
 		}
 		if err == nil || !strings.Contains(err.Error(), row.says) {

@@ -52,12 +52,12 @@ func newTower(app *cli.App) *watch {
 
 	f.Group("Chain and database")
 	f.RPC(&c.RPC, ": http, https, ws or wss; another than the provider's, if it can be")
-	f.MaxFee(&c.MaxFee)
+	f.MaxFee(&c.Chain.MaxFee)
 	f.Address(&c.Escrow, "escrow", "the ChannelEscrow contract")
-	f.Uint64(&c.ChainID, "chain-id", 0, "refuse any other chain")
-	f.Duration(&c.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period; 0 for the default, 2h, or 10m on a local chain")
-	f.Uint64(&c.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
-	f.Duration(&c.Poll, "poll", 2*time.Second, "time between looks at the chain")
+	f.Uint64(&c.Chain.ID, "chain-id", 0, "refuse any other chain")
+	f.Duration(&c.Chain.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period; 0 for the default, 2h, or 10m on a local chain")
+	f.Uint64(&c.Chain.Confirmations, "confirmations", 1, "blocks before a deposit counts; 1 is the block it is in")
+	f.Duration(&c.Chain.Poll, "poll", 2*time.Second, "time between looks at the chain")
 	f.Path(&c.Database, "db", "gpupay-watchtower.db", "`path` of the database: it holds vouchers, which are money")
 
 	f.Key()

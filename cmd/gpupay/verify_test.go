@@ -23,21 +23,21 @@ import (
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // rented returns the databases of both sides after a rental on a real chain.
-func rented(t *testing.T, c *chaintest.Chain) (provider, client, channelID, lease string) {
+func rented(t *testing.T, c *chaintest.Chain) (books, client, channelID, lease string) {
 	t.Helper()
-	provider, client = filepath.Join(t.TempDir(), "provider.db"), filepath.Join(t.TempDir(), "renter.db")
+	books, client = filepath.Join(t.TempDir(), "provider.db"), filepath.Join(t.TempDir(), "renter.db")
 	log := slog.New(slog.DiscardHandler)
-	p, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
-		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: provider,
-		PricePerGPUHour: "3.60", MinDeposit: "0.01", Source: sim.New(1, sim.Options{}), Credit: 2 * time.Second,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, Poll: 50 * time.Millisecond, Log: log,
+	p, err := provider.New(t.Context(), provider.Config{
+		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: books,
+		PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.01"}, Source: sim.New(1, sim.Options{}), Terms: provider.Terms{Credit: 2 * time.Second},
+		Metering: provider.Metering{Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond}, Chain: provider.Chain{Poll: 50 * time.Millisecond}, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, client, channelID, leas
 	}()
 	c.Mint(t, crypto.PubkeyToAddress(c.Keys[1].PublicKey), 10_000_000)
 	r, err := renter.New(t.Context(), renter.Config{
-		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: client, Poll: 50 * time.Millisecond, Log: log,
+		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: client, Chain: wallet.Chain{Poll: 50 * time.Millisecond}, Log: log,
 		Caps: wallet.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
 	})
 	if err != nil {
@@ -75,7 +75,7 @@ func rented(t *testing.T, c *chaintest.Chain) (provider, client, channelID, leas
 	if _, err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return provider, client, l.ID().Hex(), l.Snapshot().Lease.Hex()
+	return books, client, l.ID().Hex(), l.Snapshot().Lease.Hex()
 }
 
 func verifies(t *testing.T, args ...string) (string, error) {
@@ -90,11 +90,11 @@ func verifies(t *testing.T, args ...string) (string, error) {
 
 func TestExportAndVerify(t *testing.T) {
 	c := chaintest.Anvil(t)
-	provider, renter, channelID, lease := rented(t, c)
+	books, renter, channelID, lease := rented(t, c)
 	dir := t.TempDir()
 	payee, payer := filepath.Join(dir, "payee.json"), filepath.Join(dir, "payer.json")
 	for _, args := range [][]string{
-		{"export", "--db", provider, "--lease", lease, "--out", payee},
+		{"export", "--db", books, "--lease", lease, "--out", payee},
 		{"export", "--db", renter, "--channel", channelID, "--out", payer},
 	} {
 		if out, err := verifies(t, args...); err != nil {
@@ -135,8 +135,8 @@ func TestExportAndVerify(t *testing.T) {
 
 func TestEquivocationFails(t *testing.T) {
 	c := chaintest.Anvil(t)
-	provider, _, channelID, _ := rented(t, c)
-	b, err := sdk.ExportFile(t.Context(), provider, common.HexToHash(channelID))
+	books, _, channelID, _ := rented(t, c)
+	b, err := provider.ExportFile(t.Context(), books, common.HexToHash(channelID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,8 +222,8 @@ func spoiled(t *testing.T, document []byte) map[string][]byte {
 // TestBundleSteersNoTerminal: whatever a bundle has in any of its texts, verify prints one line a check, which steers no terminal
 // and can be told from the others, and what it exports says the same and is as plain.
 func TestBundleSteersNoTerminal(t *testing.T) {
-	provider, _, channelID, _ := rented(t, chaintest.Anvil(t))
-	b, err := sdk.ExportFile(t.Context(), provider, common.HexToHash(channelID))
+	books, _, channelID, _ := rented(t, chaintest.Anvil(t))
+	b, err := provider.ExportFile(t.Context(), books, common.HexToHash(channelID))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering/nvml"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/service"
 )
 
@@ -36,7 +36,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer gpus.Close()
-	provider, err := sdk.NewProvider(ctx, sdk.ProviderConfig{
+	provider, err := provider.New(ctx, provider.Config{
 		RPC: os.Getenv("GPUPAY_RPC"), Escrow: common.HexToAddress(os.Getenv("GPUPAY_ESCROW")), Token: common.HexToAddress(os.Getenv("GPUPAY_TOKEN")),
 		Key: key, Database: os.Getenv("GPUPAY_DB"), PricePerGPUHour: "2.50", Source: gpus,
 	})

@@ -15,7 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -25,10 +25,10 @@ import (
 func TestRenterPaysEachPeriod(t *testing.T) {
 	c := chaintest.Anvil(t)
 	const purse = 10_000_000
-	provider, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
+	provider, err := provider.New(t.Context(), provider.Config{
 		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: filepath.Join(t.TempDir(), "provider.db"),
-		PricePerGPUHour: "3.60", MinDeposit: "1", Source: sim.New(1, sim.Options{}), RecordEvery: 200 * time.Millisecond,
-		Tick: 50 * time.Millisecond, Poll: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "1"}, Source: sim.New(1, sim.Options{}), Metering: provider.Metering{RecordEvery: 200 * time.Millisecond,
+			Tick: 50 * time.Millisecond}, Chain: provider.Chain{Poll: 100 * time.Millisecond}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

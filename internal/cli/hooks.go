@@ -8,9 +8,9 @@ import (
 
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // Hooks are an operator's own commands for a lease's GPUs, split at white space.
@@ -46,7 +46,7 @@ func (h *Hooks) Allocator(ctx context.Context, source metering.Source) (*gpu.Hos
 }
 
 // Links reads name=URL,.. of nodes, and who this gateway is to them.
-func Links(list, identity string) (links []sdk.NodeLink, who nodekeys.Identity, err error) {
+func Links(list, identity string) (links []provider.NodeLink, who nodekeys.Identity, err error) {
 	for item := range strings.SplitSeq(list, ",") {
 		if item = strings.TrimSpace(item); item == "" {
 			continue
@@ -55,7 +55,7 @@ func Links(list, identity string) (links []sdk.NodeLink, who nodekeys.Identity, 
 		if !ok || name == "" || url == "" {
 			return nil, who, fmt.Errorf("--nodes: %q is not a name, = and a URL", redact.URL(item))
 		}
-		links = append(links, sdk.NodeLink{Name: name, URL: url})
+		links = append(links, provider.NodeLink{Name: name, URL: url})
 	}
 	switch {
 	case len(links) > 0 && identity == "":

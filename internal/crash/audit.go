@@ -16,9 +16,9 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/fault"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -142,7 +142,7 @@ func (r *report) account(db *store.DB, id common.Hash, view channel.ChainView) {
 // bundles exports what both sides kept and has it verified against the chain,
 // and against each other.
 func (r *report) bundles(owner *payer, id common.Hash) {
-	payee, err := sdk.ExportFile(r.ctx, r.providerDB(), id)
+	payee, err := provider.ExportFile(r.ctx, r.providerDB(), id)
 	if err == nil {
 		err = audit.Failures(audit.Verify(r.ctx, payee, r.chain.Backend))
 	}

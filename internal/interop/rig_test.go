@@ -22,8 +22,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -42,7 +42,7 @@ type rig struct {
 	*testing.T
 	chain    *chaintest.Chain
 	escrow   *chain.Escrow
-	provider *sdk.Provider
+	provider *provider.Server
 	payee    common.Address
 	url      string
 	settled  chan settle.Settlement
@@ -59,10 +59,10 @@ func newRig(t *testing.T) *rig {
 	if r.escrow, err = chain.NewEscrow(t.Context(), r.chain.Backend, r.chain.Escrow); err != nil {
 		t.Fatal(err)
 	}
-	r.provider, err = sdk.NewProvider(t.Context(), sdk.ProviderConfig{
+	r.provider, err = provider.New(t.Context(), provider.Config{
 		RPC: r.chain.URL, Escrow: r.chain.Escrow, Token: r.chain.Token, Key: key,
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Clock: testclock.Process(),
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01", Poll: 50 * time.Millisecond,
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Metering: provider.Metering{Clock: testclock.Process(),
+			Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond}, Deposits: provider.Deposits{Min: "0.01"}, Chain: provider.Chain{Poll: 50 * time.Millisecond},
 		Settlement: settle.Policy{Interval: time.Hour}, OnSettled: func(s settle.Settlement) { r.settled <- s },
 		Log: slog.New(slog.DiscardHandler),
 	})

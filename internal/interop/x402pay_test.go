@@ -23,7 +23,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // TestStockX402: the official client of x402 pays our provider, and at the end of each story every token is where the
@@ -83,7 +83,7 @@ func depositAndVouchers(t *testing.T, s *stock) {
 func twoHundredChannels(t *testing.T, s *stock) {
 	const channels = 200
 	c := newCounter(t, s, channels, func(c *counter) {
-		c.config.MinDeposit, c.config.Tick = "0.004", 50*time.Millisecond
+		c.config.Deposits.Min, c.config.Metering.Tick = "0.004", 50*time.Millisecond
 	})
 	payer := c.payer()
 	all, answers := make([]*shopper, channels), make([]<-chan json.RawMessage, channels)
@@ -171,8 +171,8 @@ func lostState(t *testing.T, s *stock) {
 func freshProcesses(t *testing.T, _ *stock) {
 	var runs atomic.Int64
 	c := newCounter(t, newStock(t), 2, func(c *counter) {
-		c.routes = func(p *sdk.Provider) http.Handler {
-			infer, err := p.Metered(sdk.MeteredRoute{Devices: []string{sim.UUID(1)}, MaxTime: time.Second}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c.routes = func(p *provider.Server) http.Handler {
+			infer, err := p.Metered(provider.Route{Devices: []string{sim.UUID(1)}, MaxTime: time.Second}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				testclock.Sleep(50 * time.Millisecond)
 				fmt.Fprint(w, runs.Add(1))
 			}))
@@ -331,7 +331,7 @@ func streamed(t *testing.T, s *stock) {
 	g := new(gate)
 	c := newCounter(t, s, 1, func(c *counter) {
 		g.Key = channel.NewKey(c.chain.Keys[1])
-		c.config.MeterKey = g
+		c.config.Metering.Key = g
 	})
 	b := c.shopper(c.payer(), nil)
 	var used uint64
@@ -374,9 +374,9 @@ func streamed(t *testing.T, s *stock) {
 }
 
 // inference is a provider with a handler that is paid by the request.
-func inference(t *testing.T, s *stock, route sdk.MeteredRoute, handler http.HandlerFunc) *counter {
+func inference(t *testing.T, s *stock, route provider.Route, handler http.HandlerFunc) *counter {
 	return newCounter(t, s, 1, func(c *counter) {
-		c.routes = func(p *sdk.Provider) http.Handler {
+		c.routes = func(p *provider.Server) http.Handler {
 			paid, err := p.Metered(route, handler)
 			if err != nil {
 				t.Fatal(err)
@@ -392,7 +392,7 @@ func inference(t *testing.T, s *stock, route sdk.MeteredRoute, handler http.Hand
 // meteredHandler: any handler is sold by the GPU time that it runs, also to a client that asks many things at once.
 func meteredHandler(t *testing.T, s *stock) {
 	var served atomic.Int32
-	c := inference(t, s, sdk.MeteredRoute{Devices: []string{"SIM-GPU-0"}, MaxTime: 5 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
+	c := inference(t, s, provider.Route{Devices: []string{"SIM-GPU-0"}, MaxTime: 5 * time.Second}, func(w http.ResponseWriter, r *http.Request) {
 		served.Add(1)
 		body, _ := io.ReadAll(r.Body)
 		testclock.Sleep(100 * time.Millisecond)
@@ -429,7 +429,7 @@ func meteredHandler(t *testing.T, s *stock) {
 // meteredStream: a handler that is charged first writes to the client as it goes, and what it did not use is credit.
 func meteredStream(t *testing.T, s *stock) {
 	next := make(chan string)
-	c := inference(t, s, sdk.MeteredRoute{Devices: []string{"SIM-GPU-0"}, MaxTime: patience, Streamed: true}, func(w http.ResponseWriter, r *http.Request) {
+	c := inference(t, s, provider.Route{Devices: []string{"SIM-GPU-0"}, MaxTime: patience, Streamed: true}, func(w http.ResponseWriter, r *http.Request) {
 		for {
 			select {
 			case text := <-next:

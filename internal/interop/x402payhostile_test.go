@@ -185,7 +185,7 @@ func (s *stalling) Read(ctx context.Context, uuid string) (metering.Reading, err
 // throw the answer away, or refuse to be corrected, and its channel would be dead.
 func lateReadings(t *testing.T, s *stock) {
 	late := &stalling{Source: testclock.GPUs(1)}
-	c := newCounter(t, s, 1, func(c *counter) { c.config.Source, c.config.MaxGap = late, 10*time.Second })
+	c := newCounter(t, s, 1, func(c *counter) { c.config.Source, c.config.Metering.MaxGap = late, 10*time.Second })
 	b := c.shopper(c.payer(), nil)
 	b.credit = uint64(payWindow.Milliseconds()) // in between the lease may use up all that was signed for
 	for _, after := range []time.Duration{0, payWindow / 4, payWindow - 20*time.Millisecond} {

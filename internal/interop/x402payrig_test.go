@@ -26,8 +26,8 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
@@ -224,11 +224,11 @@ type counter struct {
 	chain    *chaintest.Chain
 	contract *chain.BatchSettlement
 	stock    *stock
-	config   sdk.ProviderConfig
-	provider *sdk.Provider
+	config   provider.Config
+	provider *provider.Server
 	server   *httptest.Server
-	routes   func(*sdk.Provider) http.Handler // what is served; the provider itself if nil
-	serves   atomic.Value                     // served: now
+	routes   func(*provider.Server) http.Handler // what is served; the provider itself if nil
+	serves   atomic.Value                        // served: now
 	stop     context.CancelFunc
 	ran      chan error
 	minted   uint64
@@ -241,13 +241,13 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 	net := chaintest.Anvil(t)
 	net.PlaceBatchSettlement(t)
 	c := &counter{T: t, chain: net, stock: s}
-	c.config = sdk.ProviderConfig{
-		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), X402: &sdk.X402Config{Window: payWindow, Slack: paySlack},
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(gpus), Clock: testclock.Process(),
-		Tick: 20 * time.Millisecond, MaxGap: 250 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MinDeposit: "0.01",
-		ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute, Poll: 50 * time.Millisecond,
+	c.config = provider.Config{
+		RPC: net.URL, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), X402: &provider.X402{Window: payWindow, Slack: paySlack},
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Source: testclock.GPUs(gpus), Metering: provider.Metering{Clock: testclock.Process(),
+			Tick: 20 * time.Millisecond, MaxGap: 250 * time.Millisecond, RecordEvery: 100 * time.Millisecond}, Deposits: provider.Deposits{Min: "0.01", Timeout: time.Minute},
+		Chain:      provider.Chain{ClockTolerance: 24 * time.Hour, Poll: 50 * time.Millisecond},
 		Settlement: settle.Policy{Interval: time.Hour},
-		Limits:     sdk.Limits{SponsoredGas: big.NewInt(1e18), SponsoredGasPerPayer: big.NewInt(1e18)}, // one payer opens hundreds
+		Limits:     provider.Limits{SponsoredGas: big.NewInt(1e18), SponsoredGasPerPayer: big.NewInt(1e18)}, // one payer opens hundreds
 		Log:        slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
@@ -264,7 +264,7 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 
 func (c *counter) begin() {
 	c.Helper()
-	p, err := sdk.NewProvider(c.Context(), c.config)
+	p, err := provider.New(c.Context(), c.config)
 	if err != nil {
 		c.Fatal(err)
 	}

@@ -116,8 +116,8 @@ func (s *shop) client(caps wallet.Caps, options x402client.Options) (*x402client
 	s.Helper()
 	renter, err := renter.New(s.Context(), renter.Config{
 		Key: s.key, RPC: s.chain.URL, Token: s.chain.Token, Database: s.database, Caps: caps,
-		Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
-		ClockOff: time.Hour, // the tests move the chain's clock
+		Chain: wallet.Chain{Poll: 20 * time.Millisecond, ClockTolerance: time.Hour}, Log: slog.New(slog.DiscardHandler),
+		// the tests move the chain's clock
 	})
 	if err != nil {
 		s.Fatal(err)

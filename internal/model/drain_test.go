@@ -21,8 +21,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/model/memchain"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -158,11 +158,11 @@ func (x *trades) Absurd(t *rapid.T) {
 	config := m.config
 	config.Key, config.Database = channel.NewKey(key("stranger")), filepath.Join(m.dir, "absurd.db")
 	if long := time.Duration(rapid.IntRange(2, 1<<20).Draw(t, "hours")) * time.Hour; rapid.Bool().Draw(t, "silent") {
-		config.RecordEvery = long
+		config.Metering.RecordEvery = long
 	} else {
-		config.Credit = long
+		config.Terms.Credit = long
 	}
-	p, err := sdk.NewProvider(m.ctx, config)
+	p, err := provider.New(m.ctx, config)
 	m.must(err)
 	defer p.Close()
 	server := httptest.NewServer(p)
@@ -170,7 +170,7 @@ func (x *trades) Absurd(t *rapid.T) {
 	ctx, cancel := context.WithTimeout(m.ctx, 5*time.Second)
 	defer cancel()
 	if _, err := m.renters[0].Quote(ctx, server.URL); !errors.Is(err, renter.ErrOffer) {
-		m.Fatalf("an offer with a credit of %s and records each %s is taken: %v", config.Credit, config.RecordEvery, err)
+		m.Fatalf("an offer with a credit of %s and records each %s is taken: %v", config.Terms.Credit, config.Metering.RecordEvery, err)
 	}
 	m.seen["absurd offers"]++
 }
@@ -183,9 +183,9 @@ func TestDrained(t *testing.T) {
 	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		coin := big.NewInt(1e14 * rapid.Int64Range(38, 50).Draw(rt, "coin")) // what is kept, and some top-ups more
-		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) {
+		m := newMarket(rt, seen, func(c *provider.Config) {
 			c.Limits.SponsoredGasPerPayer, c.Limits.ReservedSettlements = big.NewInt(params.Ether), 2
-			leave(rt, c.Backend, key("payee"), coin)
+			leave(rt, c.Chain.Backend, key("payee"), coin)
 		})
 		d := m.lease()
 		m.hear(d, rapid.Uint64Range(1, 8).Draw(rt, "records"))

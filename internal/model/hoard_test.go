@@ -172,7 +172,7 @@ func newHoard(t *rapid.T, seen map[string]int) *hoard {
 	h.renters = h.renters[:1] // the one with coin, which can leave
 	r := h.renters[0]
 	h.must(r.Close())
-	r.config.Backend, r.config.Caps.PerLease, r.config.Now = h.between, "0.03", h.now
+	r.config.Chain.Backend, r.config.Caps.PerLease, r.config.Now = h.between, "0.03", h.now
 	h.start(r)
 	return h
 }

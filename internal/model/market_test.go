@@ -27,9 +27,9 @@ import (
 	"github.com/gpupay/gpupay/internal/model/memchain"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/limit"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -49,8 +49,8 @@ const (
 type market struct {
 	*world
 	stop     context.CancelFunc // of the chain's clock
-	config   sdk.ProviderConfig
-	provider *sdk.Provider
+	config   provider.Config
+	provider *provider.Server
 	server   *httptest.Server
 	halt     context.CancelFunc // of the provider
 	ran      chan error
@@ -111,7 +111,7 @@ func TestDebtors(t *testing.T) {
 	set(t, "rapid.shrinktime", "1ms")
 	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) { c.SuspendTimeout = 10 * tick }) // so that there are free GPUs
+		m := newMarket(rt, seen, func(c *provider.Config) { c.Terms.SuspendTimeout = 10 * tick }) // so that there are free GPUs
 		x := &trades{m}
 		for range rapid.IntRange(1, 2).Draw(rt, "rounds") {
 			x.Dodge(rt)
@@ -127,7 +127,7 @@ func TestDebtors(t *testing.T) {
 // markets is how many of a kind a test makes.
 func markets(t *testing.T) int { return setting(t, "GPUPAY_MODEL_MARKETS", 3) }
 
-func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConfig)) *market {
+func newMarket(t *rapid.T, seen map[string]int, change ...func(*provider.Config)) *market {
 	dir, err := os.MkdirTemp(scratch(), "gpupay-market-")
 	if err != nil {
 		t.Fatal(err)
@@ -155,12 +155,12 @@ func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConf
 			_, _ = m.chain.Mine()
 		}
 	}()
-	m.config = sdk.ProviderConfig{
-		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: m.payee, Database: filepath.Join(dir, tillFile),
-		PricePerGPUHour: "3.60", MinDeposit: "0.002", Source: sim.New(gpus, sim.Options{}), X402: &sdk.X402Config{},
-		Credit: creditTime, Tick: tick, RecordEvery: 50 * time.Millisecond, MaxGap: time.Second, Poll: 20 * time.Millisecond,
-		Limits:         sdk.Limits{Deposits: limit.Rate{PerSecond: -1}, SponsoredGasPerPayer: gasPerPayer},
-		ClockTolerance: 24 * time.Hour, Settlement: settle.Policy{Interval: 50 * time.Millisecond, MaxAge: time.Hour}, Log: slog.New(slog.DiscardHandler),
+	m.config = provider.Config{
+		Chain: provider.Chain{Backend: m.chain, Poll: 20 * time.Millisecond, ClockTolerance: 24 * time.Hour}, Escrow: m.escrow, Token: m.token.Address, Key: m.payee, Database: filepath.Join(dir, tillFile),
+		PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.002"}, Source: sim.New(gpus, sim.Options{}), X402: &provider.X402{},
+		Terms: provider.Terms{Credit: creditTime}, Metering: provider.Metering{Tick: tick, RecordEvery: 50 * time.Millisecond, MaxGap: time.Second},
+		Limits:     provider.Limits{Deposits: limit.Rate{PerSecond: -1}, SponsoredGasPerPayer: gasPerPayer},
+		Settlement: settle.Policy{Interval: 50 * time.Millisecond, MaxAge: time.Hour}, Log: slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
 		f(&m.config)
@@ -175,9 +175,9 @@ func newMarket(t *rapid.T, seen map[string]int, change ...func(*sdk.ProviderConf
 
 func (m *market) newRenter(k *ecdsa.PrivateKey, i int) *program {
 	r := &program{config: renter.Config{
-		Backend: m.chain, Escrow: m.escrow, Token: m.token.Address, Key: channel.NewKey(k), Database: filepath.Join(m.dir, fmt.Sprintf("renter %d.db", i)),
+		Chain: wallet.Chain{Backend: m.chain, Poll: 10 * time.Millisecond, ClockTolerance: 24 * time.Hour}, Escrow: m.escrow, Token: m.token.Address, Key: channel.NewKey(k), Database: filepath.Join(m.dir, fmt.Sprintf("renter %d.db", i)),
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "0.1", PerDay: wallet.Unlimited, PerPayee: wallet.Unlimited},
-		Tolerance: time.Second, Patience: 5 * time.Second, Poll: 10 * time.Millisecond, ClockOff: 24 * time.Hour, Log: slog.New(slog.DiscardHandler),
+		Tolerance: time.Second, Patience: 5 * time.Second, Log: slog.New(slog.DiscardHandler),
 	}}
 	m.start(r)
 	return r
@@ -191,7 +191,7 @@ func (m *market) start(r *program) {
 
 // open starts the provider on its database, and close ends everything.
 func (m *market) open() {
-	p, err := sdk.NewProvider(m.ctx, m.config)
+	p, err := provider.New(m.ctx, m.config)
 	m.must(err)
 	ctx, halt := context.WithCancel(m.ctx)
 	m.provider, m.halt, m.ran = p, halt, make(chan error, 1)
@@ -425,7 +425,7 @@ func (x *trades) Restore(t *rapid.T) {
 // Second is another provider on the same database.
 func (x *trades) Second(t *rapid.T) {
 	m := x.m
-	if p, err := sdk.NewProvider(m.ctx, m.config); err == nil {
+	if p, err := provider.New(m.ctx, m.config); err == nil {
 		_ = p.Close()
 		m.Fatal("two providers run on one database")
 	}

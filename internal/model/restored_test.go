@@ -11,7 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -48,7 +48,7 @@ func TestRestored(t *testing.T) {
 	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		n := newNotary()
-		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) { c.MeterKey = n })
+		m := newMarket(rt, seen, func(c *provider.Config) { c.Metering.Key = n })
 		d := m.lease()
 		files := []string{tillFile}
 		machine := rapid.Bool().Draw(rt, "whole machine")

@@ -16,8 +16,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -55,7 +55,7 @@ func TestSlowAnswer(t *testing.T) {
 	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		var slow *slowEndpoint
-		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) { slow = newSlowEndpoint(c.Backend); c.Backend = slow })
+		m := newMarket(rt, seen, func(c *provider.Config) { slow = newSlowEndpoint(c.Chain.Backend); c.Chain.Backend = slow })
 		rt.Cleanup(slow.release)
 		d := m.lease()
 		m.hear(d, 2)

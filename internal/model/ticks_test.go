@@ -19,8 +19,8 @@ import (
 	"github.com/gpupay/gpupay/bindings/batchsettlement"
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 	"github.com/gpupay/gpupay/sdk/x402/x402client"
@@ -91,8 +91,8 @@ func TestTicks(t *testing.T) {
 	set(t, "rapid.shrinktime", "1ms")
 	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newMarket(rt, seen, func(c *sdk.ProviderConfig) {
-			c.X402.Window, c.X402.Slack, c.MaxGap = tickWindow, tickSlack, tickGap
+		m := newMarket(rt, seen, func(c *provider.Config) {
+			c.X402.Window, c.X402.Slack, c.Metering.MaxGap = tickWindow, tickSlack, tickGap
 		})
 		n := &tenancy{market: m, r: m.renters[0], clock: &pausedClock{Clock: metering.System}, ticked: seen["ticks"]}
 		n.begin(false)

@@ -27,7 +27,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/devchain"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -74,7 +74,7 @@ type story struct {
 	stops []func()
 
 	chain    *devchain.Chain
-	provider *sdk.Provider
+	provider *provider.Server
 	payee    *channel.Key
 	url      string
 	gpus     int
@@ -119,11 +119,11 @@ func (s *story) startProvider(ctx context.Context) error {
 		return err
 	}
 	s.payee = channel.NewKey(s.chain.Keys[0])
-	s.provider, err = sdk.NewProvider(ctx, sdk.ProviderConfig{
+	s.provider, err = provider.New(ctx, provider.Config{
 		RPC: s.chain.URL, Escrow: s.chain.Escrow, Token: s.chain.Token, Key: s.payee,
 		Database: filepath.Join(s.dir, "provider.db"), PricePerGPUHour: price, Source: source,
-		Credit: credit, Tick: 100 * time.Millisecond, RecordEvery: time.Second, MinDeposit: "0.10",
-		Poll: 200 * time.Millisecond, Settlement: settle.Policy{Interval: time.Hour},
+		Terms: provider.Terms{Credit: credit}, Metering: provider.Metering{Tick: 100 * time.Millisecond, RecordEvery: time.Second}, Deposits: provider.Deposits{Min: "0.10"},
+		Chain: provider.Chain{Poll: 200 * time.Millisecond}, Settlement: settle.Policy{Interval: time.Hour},
 		OnSettled: func(one settle.Settlement) { s.settled = append(s.settled, one) }, Log: s.log,
 	})
 	if err != nil {
@@ -181,7 +181,7 @@ func (s *story) startRenter(ctx context.Context, name string) (*party, error) {
 		return nil, err
 	}
 	p.renter, err = renter.New(ctx, renter.Config{
-		Key: p.key, RPC: s.chain.URL, Token: s.chain.Token, Database: filepath.Join(s.dir, name+".db"), Log: s.log, Poll: 200 * time.Millisecond,
+		Key: p.key, RPC: s.chain.URL, Token: s.chain.Token, Database: filepath.Join(s.dir, name+".db"), Log: s.log, Chain: wallet.Chain{Poll: 200 * time.Millisecond},
 		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "2.00", PerDay: "3.00", PerPayee: "5.00"},
 	})
 	if err != nil {

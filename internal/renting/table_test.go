@@ -16,7 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -25,9 +25,9 @@ import (
 // from then on.
 func TestAccessIsSaidAtOnce(t *testing.T) {
 	c, log, dir := chaintest.Anvil(t), slog.New(slog.DiscardHandler), t.TempDir()
-	p, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
+	p, err := provider.New(t.Context(), provider.Config{
 		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: filepath.Join(dir, "provider.db"),
-		PricePerGPUHour: "3.60", MinDeposit: "0.01", Source: sim.New(1, sim.Options{}), Poll: 50 * time.Millisecond, Log: log,
+		PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.01"}, Source: sim.New(1, sim.Options{}), Chain: provider.Chain{Poll: 50 * time.Millisecond}, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func TestAccessIsSaidAtOnce(t *testing.T) {
 	defer server.Close()
 	c.Mint(t, crypto.PubkeyToAddress(c.Keys[1].PublicKey), 10_000_000)
 	r, err := renter.New(t.Context(), renter.Config{
-		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: filepath.Join(dir, "renter.db"), Poll: 50 * time.Millisecond, Log: log,
+		RPC: c.URL, Token: c.Token, Key: channel.NewKey(c.Keys[1]), Database: filepath.Join(dir, "renter.db"), Chain: wallet.Chain{Poll: 50 * time.Millisecond}, Log: log,
 		Caps: wallet.Caps{PricePerGPUHour: "4", PerLease: "1", PerDay: "1", PerPayee: "1"},
 	})
 	if err != nil {

@@ -152,7 +152,7 @@ func (n *Agent) forgetOld(ctx context.Context) {
 	}
 }
 
-// Close stops metering and closes the spool. Leases are kept, as sdk.Provider.Close
+// Close stops metering and closes the spool. Leases are kept, as provider.Server.Close
 // does: the next New on this spool goes on with them.
 func (n *Agent) Close() error {
 	if !n.leases.Close() {

@@ -1,4 +1,4 @@
-// Package node meters GPUs on their host for gateways that are somewhere else: providers whose sdk.ProviderConfig.Nodes names it. It
+// Package node meters GPUs on their host for gateways that are somewhere else: providers whose provider.Config.Nodes names it. It
 // needs no chain, no payee's key and no gateway to go on:
 //
 //	agent, err := node.New(ctx, node.Config{..})
@@ -26,21 +26,36 @@ import (
 // Config says what a node meters, and for whom. The fields of the first group
 // are needed.
 type Config struct {
-	Name     string            // what its gateways call it: 1 to 63 of a-z, 0-9 and -
-	Identity nodekeys.Identity // that the provider's nodekeys.CA issued to this name
-	MeterKey metering.Signer   // this node's own, which signs the usage records of its leases: see nodekeys.OpenMeterKey
-	Database string            // path of the spool, an SQLite file on the node's own disk
-	Source   metering.Source
+	// Name is what its gateways call it: 1 to 63 of a-z, 0-9 and -.
+	Name string
+	// Identity is what the provider's nodekeys.CA issued to this name.
+	Identity nodekeys.Identity
+	// MeterKey is this node's own, which signs the usage records of its leases: see nodekeys.OpenMeterKey.
+	MeterKey metering.Signer
+	// Database is the path of the spool, an SQLite file on the node's own disk.
+	Database string
+	// Source meters the GPUs of this host.
+	Source metering.Source
 
-	PastKeys       []metering.Signer // metering keys of before, for leases that go on, the one that all nodes had first; none if empty
-	HighWater      string            // as sdk.ProviderConfig.HighWater; Database with ".signed" behind it if empty
-	Allocator      gpu.Allocator     // a gpu.HostAllocator over Source if nil
-	Payee          common.Address    // whose offers it meters for; anybody's whom its gateways serve if zero
-	SuspendTimeout time.Duration     // an unpaid lease ends after it, also where no gateway is heard of; 5 min if zero
-	CallTimeout    time.Duration     // of an allocator's command; 30 s if zero
-	AliveEvery     time.Duration     // between looks at whether what was allocated is alive, where the Allocator says (Liveness); 10 s if zero
-	Clock          metering.Clock    // the system's if nil
-	Log            *slog.Logger      // slog.Default() if nil
+	// PastKeys are metering keys of before, for leases that go on, the one that all nodes had first; none if empty.
+	PastKeys []metering.Signer
+	// HighWater is as provider.Records.HighWater; Database with ".signed" behind it if empty.
+	HighWater string
+	// Allocator hands the GPUs out; a gpu.HostAllocator over Source if nil.
+	Allocator gpu.Allocator
+	// Payee is whose offers it meters for; anybody's whom its gateways serve if zero.
+	Payee common.Address
+	// SuspendTimeout is after how long an unpaid lease ends, also where no gateway is heard of; 5 min if zero.
+	SuspendTimeout time.Duration
+	// CallTimeout is of one of the Allocator's commands; 30 s if zero.
+	CallTimeout time.Duration
+	// AliveEvery is the time between looks at whether what was allocated is alive, where the Allocator says (gpu.Liveness); 10 s if
+	// zero, not negative.
+	AliveEvery time.Duration
+	// Clock is metering.System if nil.
+	Clock metering.Clock
+	// Log is slog.Default() if nil.
+	Log *slog.Logger
 }
 
 func (c Config) withDefaults() Config {

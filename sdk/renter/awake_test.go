@@ -41,7 +41,7 @@ func TestStoppedRenterProcess(t *testing.T) {
 	r, err := renter.New(t.Context(), renter.Config{
 		RPC: os.Getenv(stoppedRenter + "_RPC"), Token: common.HexToAddress(os.Getenv(stoppedRenter + "_TOKEN")), Key: channel.NewKey(key),
 		Database: os.Getenv(stoppedRenter + "_DB"), Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
-		Patience: 4 * time.Second, Poll: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Patience: 4 * time.Second, Chain: wallet.Chain{Poll: 50 * time.Millisecond}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -12,9 +12,9 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/verify"
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -156,8 +156,8 @@ func TestAbsenceIsNoBank(t *testing.T) {
 // caught, however often and long its renter stays away.
 func TestHonestWhileAway(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
-		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(2)
+	server := serveProvider(t, m, func(c *provider.Config) {
+		c.Terms.Credit, c.Metering.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(2)
 	})
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 2, Deposit: "1", PayEvery: 50 * time.Millisecond, Prepay: 200 * time.Millisecond})

@@ -37,7 +37,7 @@ func TestBooksOfTheEnd(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	for range 4 { // the nodes take turns, so that either may be asked first
 		config := renterrig.Config(t, m, m.Newcomer(t))
-		config.Backend = &behind{Backend: m.Backend}
+		config.Chain.Backend = &behind{Backend: m.Backend}
 		r := renterrig.Open(t, config)
 		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 		if err != nil {
@@ -79,7 +79,7 @@ func TestEndBesideAnEndpointThatStandsStill(t *testing.T) {
 	m.Mine(t, 100) // that it can be behind by
 	config := renterrig.Config(t, m, m.Payer)
 	endpoint := &farBehind{Backend: m.Backend}
-	config.Backend = endpoint
+	config.Chain.Backend = endpoint
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {

@@ -6,10 +6,10 @@ import (
 
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -18,7 +18,7 @@ import (
 // together; both sides' bundles hold together, and agree.
 func TestManyShortLeasesAreNotFree(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.PricePerGPUHour = "0.0072" })
+	server := serveProvider(t, m, func(c *provider.Config) { c.PricePerGPUHour = "0.0072" })
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.1", PayEvery: 50 * time.Millisecond})
 	if err != nil {
@@ -57,7 +57,7 @@ func TestManyShortLeasesAreNotFree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	payees, err := server.Config.Handler.(*sdk.Provider).Export(t.Context(), l.ID())
+	payees, err := server.Config.Handler.(*provider.Server).Export(t.Context(), l.ID())
 	if err != nil {
 		t.Fatal(err)
 	}

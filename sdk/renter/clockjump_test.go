@@ -8,9 +8,9 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -46,9 +46,9 @@ func TestClockThatJumps(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			clock := &jumping{}
-			server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
+			server := serveProvider(t, m, func(c *provider.Config) {
 				if !row.renter {
-					c.Clock, c.Source = clock, sim.New(1, sim.Options{Clock: clock})
+					c.Metering.Clock, c.Source = clock, sim.New(1, sim.Options{Clock: clock})
 				}
 			})
 			config := renterrig.Config(t, m, m.Newcomer(t))

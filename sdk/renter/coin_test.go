@@ -9,10 +9,10 @@ import (
 
 	"github.com/holiman/uint256"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -22,7 +22,7 @@ import (
 // after it was resumed; every deposit is there once.
 func TestTopUpWithoutCoin(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.SuspendTimeout = 8 * time.Second })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Terms.SuspendTimeout = 8 * time.Second })
 	config := renterrig.Config(t, m, m.Payer)
 	r := renterrig.Open(t, config)
 	before := m.Tokens(t, m.PayerAddress())

@@ -16,9 +16,9 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -121,7 +121,7 @@ func (m *mortal) Read(p []byte) (int, error) {
 // up to the base unit.
 func TestCrashAnywhere(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Deposits.Min, c.Source = "0.002", testclock.GPUs(16) })
 	for _, test := range []struct {
 		name string
 		key  func() *ecdsa.PrivateKey

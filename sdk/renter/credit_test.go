@@ -14,9 +14,9 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/verify"
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -110,8 +110,8 @@ func paidOrCaught(t *testing.T, r *renter.Client, ids []common.Hash) (paid uint6
 func TestHonestWithSeveralLeases(t *testing.T) {
 	const leases = 3
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
-		c.Credit, c.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(leases)
+	server := serveProvider(t, m, func(c *provider.Config) {
+		c.Terms.Credit, c.Metering.MaxGap, c.Source = time.Second, 200*time.Millisecond, testclock.GPUs(leases)
 	})
 	config := renterrig.Config(t, m, m.Payer)
 	config.Caps.PerDay = wallet.Unlimited

@@ -75,7 +75,7 @@ func TestBooksOfWhatWasCutOff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, bad := behindEndpoint(t, m)
-			config.ClockOff, config.Now = 1000*time.Hour, m.Now
+			config.Chain.ClockTolerance, config.Now = 1000*time.Hour, m.Now
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.5", TopUp: "0.5"})
 			if err != nil {

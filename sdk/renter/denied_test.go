@@ -68,7 +68,7 @@ func TestDeniedTopUpsCountForTheDay(t *testing.T) {
 			config := renterrig.Config(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
-			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.Now
+			config.Chain.Backend, config.Caps, config.Chain.ClockTolerance, config.Now = bad, caps, 10_000*time.Hour, m.Now
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.3", Gasless: true})
 			if err != nil {
@@ -128,7 +128,7 @@ func TestDeniedOpensCountForTheDay(t *testing.T) {
 			config := renterrig.Config(t, m, m.Payer)
 			bad := &stuckEndpoint{Backend: m.Backend}
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
-			config.Backend, config.Caps, config.ClockOff, config.Now = bad, caps, 10_000*time.Hour, m.Now
+			config.Chain.Backend, config.Caps, config.Chain.ClockTolerance, config.Now = bad, caps, 10_000*time.Hour, m.Now
 			r := renterrig.Open(t, config)
 			bad.freeze(t)
 			round := func() {

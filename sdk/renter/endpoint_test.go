@@ -13,11 +13,11 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -27,7 +27,7 @@ func behindEndpoint(t *testing.T, m *testrig.Market) (renter.Config, *badrpc.End
 	t.Helper()
 	bad := badrpc.New(t, m.URL)
 	config := renterrig.Config(t, m, m.Payer)
-	config.Backend, config.RPC = nil, bad.URL
+	config.Chain.Backend, config.RPC = nil, bad.URL
 	return config, bad
 }
 
@@ -100,9 +100,9 @@ func TestProviderWithoutHistory(t *testing.T) {
 			badrpc.Fail(-32000, "missing trie node 0123 (path )")(x)
 		}
 	})
-	_, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
+	_, err := provider.New(t.Context(), provider.Config{
 		RPC: bad.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee), Database: filepath.Join(t.TempDir(), "provider.db"),
-		PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Clock: testclock.Process(), Confirmations: 12, Log: slog.New(slog.DiscardHandler),
+		PricePerGPUHour: "3.60", Source: testclock.GPUs(1), Metering: provider.Metering{Clock: testclock.Process()}, Chain: provider.Chain{Confirmations: 12}, Log: slog.New(slog.DiscardHandler),
 	})
 	if !errors.Is(err, chain.ErrHistory) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("want one line about the history, got %v", err)
@@ -142,7 +142,7 @@ func TestEndpointThatUsedEverything(t *testing.T) {
 // Patience until the next try: that is not the provider's silence, and the lease goes on. It takes as long as topUpPause.
 func TestSickEndpointEndsNoLease(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit = "0.003" })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Deposits.Min = "0.003" })
 	config, bad := behindEndpoint(t, m)
 	config.Patience = 2 * time.Second
 	r := renterrig.Open(t, config)

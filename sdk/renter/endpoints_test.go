@@ -23,11 +23,11 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -274,12 +274,12 @@ func insist[T any](w *tale, what string, try func() (T, error)) T {
 }
 
 func (w *tale) startProvider() (func(), error) {
-	p, err := sdk.NewProvider(w.Context(), sdk.ProviderConfig{
+	p, err := provider.New(w.Context(), provider.Config{
 		RPC: w.provider.URL, Escrow: w.m.Escrow, Token: w.m.Token, Key: w.payee,
-		Database: filepath.Join(w.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.003",
-		Source: testclock.GPUs(1), Clock: testclock.Process(), Credit: 2 * time.Second,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
-		ClockTolerance: time.Hour, Log: slog.New(slog.NewTextHandler(w.log, nil)),
+		Database: filepath.Join(w.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.003"},
+		Source: testclock.GPUs(1), Metering: provider.Metering{Clock: testclock.Process(), Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second}, Terms: provider.Terms{Credit: 2 * time.Second},
+		Chain: provider.Chain{Poll: 50 * time.Millisecond,
+			ClockTolerance: time.Hour}, Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	if err != nil {
 		return nil, err
@@ -307,7 +307,7 @@ func (w *tale) startRenter() (*renter.Client, error) {
 	return renter.New(w.Context(), renter.Config{
 		RPC: cmp.Or(w.rpc, w.renter.URL), Token: w.m.Token, Key: w.payer, Database: filepath.Join(w.TempDir(), "renter.db"),
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: cmp.Or(w.perLease, "10"), PerDay: "20", PerPayee: wallet.Unlimited},
-		Tolerance: time.Second, Patience: 10 * time.Second, Poll: 50 * time.Millisecond, ClockOff: time.Hour,
+		Tolerance: time.Second, Patience: 10 * time.Second, Chain: wallet.Chain{Poll: 50 * time.Millisecond, ClockTolerance: time.Hour},
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -36,7 +36,7 @@ func ExampleClient_Rent() {
 
 	client, err := renter.New(ctx, renter.Config{
 		RPC: chain.URL, Token: chain.Token, Key: channel.NewKey(chain.Keys[1]),
-		Database: filepath.Join(dir, "renter.db"), Poll: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Database: filepath.Join(dir, "renter.db"), Chain: wallet.Chain{Poll: 200 * time.Millisecond}, Log: slog.New(slog.DiscardHandler),
 		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "0.10", PerDay: "1.00", PerPayee: "1.00"},
 	})
 	must(err)
@@ -63,10 +63,10 @@ func ExampleClient_Rent() {
 
 // serve is a provider with a simulated GPU.
 func serve(ctx context.Context, chain *devchain.Chain, dir string) *httptest.Server {
-	provider, err := sdk.NewProvider(ctx, sdk.ProviderConfig{
+	provider, err := provider.New(ctx, provider.Config{
 		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[0]),
-		Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", MinDeposit: "0.02", Source: sim.New(1, sim.Options{}),
-		Tick: 100 * time.Millisecond, MaxGap: 300 * time.Millisecond, RecordEvery: 500 * time.Millisecond, Poll: 200 * time.Millisecond,
+		Database: filepath.Join(dir, "provider.db"), PricePerGPUHour: "36.00", Deposits: provider.Deposits{Min: "0.02"}, Source: sim.New(1, sim.Options{}),
+		Metering: provider.Metering{Tick: 100 * time.Millisecond, MaxGap: 300 * time.Millisecond, RecordEvery: 500 * time.Millisecond}, Chain: provider.Chain{Poll: 200 * time.Millisecond},
 		Log: slog.New(slog.DiscardHandler),
 	})
 	must(err)

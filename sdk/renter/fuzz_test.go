@@ -17,11 +17,11 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -140,10 +140,10 @@ func fuzzRental(f *testing.F) (*renter.Rental, []byte) {
 	if err := net.Fund(f.Context(), key.Address(), new(big.Int), *uint256.NewInt(10_000_000)); err != nil {
 		f.Fatal(err)
 	}
-	p, err := sdk.NewProvider(f.Context(), sdk.ProviderConfig{
-		Backend: net.Backend, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: testclock.GPUs(1), Clock: testclock.Process(),
-		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01", ClockTolerance: 24 * time.Hour,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	p, err := provider.New(f.Context(), provider.Config{
+		Chain: provider.Chain{Backend: net.Backend, ClockTolerance: 24 * time.Hour, Poll: 20 * time.Millisecond}, Escrow: net.Escrow, Token: net.Token, Key: channel.NewKey(net.Keys[0]), Source: testclock.GPUs(1), Metering: provider.Metering{Clock: testclock.Process(), Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond},
+		Database: filepath.Join(f.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.01"},
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)
@@ -152,8 +152,8 @@ func fuzzRental(f *testing.F) (*renter.Rental, []byte) {
 	server := httptest.NewServer(p)
 	f.Cleanup(func() { server.CloseClientConnections(); server.Close() })
 	r, err := renter.New(f.Context(), renter.Config{
-		Backend: net.Backend, Token: net.Token, Key: key, Database: filepath.Join(f.TempDir(), "renter.db"), ClockOff: 24 * time.Hour,
-		Caps: wallet.Caps{PricePerGPUHour: "1000", PerLease: "10", PerDay: "10", PerPayee: wallet.Unlimited}, Poll: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Chain: wallet.Chain{Backend: net.Backend, ClockTolerance: 24 * time.Hour, Poll: 20 * time.Millisecond}, Token: net.Token, Key: key, Database: filepath.Join(f.TempDir(), "renter.db"),
+		Caps: wallet.Caps{PricePerGPUHour: "1000", PerLease: "10", PerDay: "10", PerPayee: wallet.Unlimited}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)

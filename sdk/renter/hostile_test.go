@@ -370,7 +370,7 @@ func hostileLease(t *testing.T, m *testrig.Market, change func(*testrig.Hostile)
 		change(v)
 	}
 	config := renterrig.Config(t, m, m.Payer)
-	config.Patience, config.ClockOff = 600*time.Millisecond, 1000*time.Hour // the chain's clock runs ahead in this test
+	config.Patience, config.Chain.ClockTolerance = 600*time.Millisecond, 1000*time.Hour // the chain's clock runs ahead in this test
 	config.Caps.PerDay = wallet.Unlimited
 	r := renterrig.Open(t, config)
 	before := m.Tokens(t, m.PayerAddress())
@@ -547,7 +547,7 @@ func TestRefusedClose(t *testing.T) {
 			v := testrig.NewHostile(t, m, nil)
 			v.Script, v.Closing = func(p *testrig.Stream) { p.Honest(1000) }, test.closing
 			config := renterrig.Config(t, m, m.Payer)
-			config.ClockOff = 1000 * time.Hour
+			config.Chain.ClockTolerance = 1000 * time.Hour
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond})
 			if err != nil {

@@ -20,12 +20,12 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -35,7 +35,7 @@ import (
 // money moves, by either way to fund, and nothing keeps the renter's database.
 func TestNoRoomNoDeposit(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Source = testclock.GPUs(1) })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Source = testclock.GPUs(1) })
 	first := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	l, err := first.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
@@ -93,7 +93,7 @@ func TestLeaveWhatWasNotOpened(t *testing.T) {
 	m := testrig.NewMarket(t)
 	config := func(t *testing.T) renter.Config {
 		c := renterrig.Config(t, m, m.Payer)
-		c.ClockOff, c.Now = 1000*time.Hour, m.Now
+		c.Chain.ClockTolerance, c.Now = 1000*time.Hour, m.Now
 		return c
 	}
 	before := m.Tokens(t, m.PayerAddress())
@@ -238,7 +238,7 @@ func TestDepositBetweenTwoLooks(t *testing.T) {
 		m.Pass(t, wallet.AuthorizationTTL+time.Minute)
 	}}
 	config := renterrig.Config(t, m, m.Payer)
-	config.ClockOff, config.Backend, config.Now = 1000*time.Hour, endpoint, m.Now
+	config.Chain.ClockTolerance, config.Chain.Backend, config.Now = 1000*time.Hour, endpoint, m.Now
 	_, l := unopened(t, d, config, renter.Options{Gasless: true})
 	endpoint.armed.Store(true)
 	if c := leave(t, m, l); c.Refunded.Uint64() != 500_000 {
@@ -366,7 +366,7 @@ func TestLeavingEnds(t *testing.T) {
 	key := m.Newcomer(t)
 	config := renterrig.Config(t, m, key)
 	relay := &struct{ renter.Relay }{idle{}}
-	config.Poll, config.Relay = 10*time.Millisecond, relay
+	config.Chain.Poll, config.Relay = 10*time.Millisecond, relay
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
@@ -408,7 +408,7 @@ func TestCloseWhileTheEndpointIsDown(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	endpoint := &outage{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
-	config.Backend = endpoint
+	config.Chain.Backend = endpoint
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 	if err != nil {

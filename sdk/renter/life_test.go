@@ -16,12 +16,12 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -62,7 +62,7 @@ func TestBrokenStreams(t *testing.T) {
 // back, and goes on.
 func TestSuspended(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Second })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Terms.Credit = time.Second })
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	passed := testclock.Stopwatch()
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
@@ -90,7 +90,7 @@ func TestSuspended(t *testing.T) {
 // was used can still be paid, and no more is signed than the limit.
 func TestBudget(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit = "0.002" })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Deposits.Min = "0.002" })
 	for _, test := range []struct {
 		name    string
 		caps    func(*wallet.Caps)
@@ -137,7 +137,7 @@ func TestBudget(t *testing.T) {
 // TestRefusedRentals: what is refused before anything is signed.
 func TestRefusedRentals(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.NoGasless = true })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Deposits.NoGasless = true })
 	poor := m.Newcomer(t)
 	for _, test := range []struct {
 		name    string
@@ -157,7 +157,7 @@ func TestRefusedRentals(t *testing.T) {
 			}
 			c.Escrow = other
 		}, renter.Options{Deposit: "1"}, wallet.ErrEscrow},
-		{"an escrow that takes too long to leave", func(c *renter.Config) { c.MaxGrace = time.Minute }, renter.Options{Deposit: "1"}, wallet.ErrEscrow},
+		{"an escrow that takes too long to leave", func(c *renter.Config) { c.Chain.MaxGrace = time.Minute }, renter.Options{Deposit: "1"}, wallet.ErrEscrow},
 		{"no such amount", nil, renter.Options{Deposit: "1.0000001"}, channel.ErrAmount},
 		{"no such top-up", nil, renter.Options{Deposit: "1", TopUp: "lots"}, channel.ErrAmount},
 	} {
@@ -181,7 +181,7 @@ func TestRefusedRentals(t *testing.T) {
 // TestDepositBeginsALease: a deposit that no lease begins with is refused before it is made, by who would ask for it and by who would make it.
 func TestDepositBeginsALease(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinDeposit, c.Source = "0.002", testclock.GPUs(16) })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Deposits.Min, c.Source = "0.002", testclock.GPUs(16) })
 	config := renterrig.Config(t, m, m.Payer)
 	r := renterrig.Open(t, config)
 	_, err := r.Rent(t.Context(), server.URL, renter.Options{GPUs: 10, Deposit: "0.002"})
@@ -234,9 +234,9 @@ func TestRenterConfig(t *testing.T) {
 		want   error
 	}{
 		{"no key", func(c *renter.Config) { c.Key = nil }, "Key is nil", nil},
-		{"no chain", func(c *renter.Config) { c.Backend = nil }, "RPC is empty", nil},
-		{"chain that is not there", func(c *renter.Config) { c.Backend, c.RPC = nil, "http://127.0.0.1:1" }, "", chain.ErrUnreachable},
-		{"another chain than the one to pay on", func(c *renter.Config) { c.ChainID = 1 }, "", chain.ErrChainID},
+		{"no chain", func(c *renter.Config) { c.Chain.Backend = nil }, "RPC is empty", nil},
+		{"chain that is not there", func(c *renter.Config) { c.Chain.Backend, c.RPC = nil, "http://127.0.0.1:1" }, "", chain.ErrUnreachable},
+		{"another chain than the one to pay on", func(c *renter.Config) { c.Chain.ID = 1 }, "", chain.ErrChainID},
 		{"no token", func(c *renter.Config) { c.Token = common.Address{} }, "Token is empty", nil},
 		{"token that is nothing", func(c *renter.Config) { c.Token = common.Address{1} }, "", chain.ErrNoContract},
 		{"escrow that is nothing", func(c *renter.Config) { c.Escrow = common.Address{1} }, "", chain.ErrNoContract},
@@ -365,8 +365,8 @@ func TestLeaseEndedWhileAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) {
-		c.Credit, c.SuspendTimeout, c.Allocator = time.Second, 200*time.Millisecond, allocator
+	server := serveProvider(t, m, func(c *provider.Config) {
+		c.Terms.Credit, c.Terms.SuspendTimeout, c.Allocator = time.Second, 200*time.Millisecond, allocator
 	})
 	before := m.Tokens(t, m.PayeeAddress())
 	config := renterrig.Config(t, m, m.Payer)

@@ -37,7 +37,7 @@ func TestProviderFillsNoLog(t *testing.T) {
 	var log testrig.Log
 	config := renterrig.Config(t, m, m.Payer)
 	config.Log, config.Now = slog.New(slog.NewTextHandler(&log, nil)), func() time.Time { return time.Unix(2_000_000_000, 0) }
-	config.ClockOff = 1_000_000 * time.Hour
+	config.Chain.ClockTolerance = 1_000_000 * time.Hour
 	v.Offer = resignedUntil(t, v, 2_000_003_600)
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})

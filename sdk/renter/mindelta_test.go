@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -21,7 +21,7 @@ import (
 // little they are: what stays unpaid is the payer's debt, and some of them leave it no credit.
 func TestLastVoucherIsUnderAStep(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.MinVoucherDelta = "0.0005" }) // half a second's price
+	server := serveProvider(t, m, func(c *provider.Config) { c.Terms.MinVoucherDelta = "0.0005" }) // half a second's price
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	for range 3 {
 		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
@@ -48,9 +48,9 @@ func TestAskedForLessThanAStep(t *testing.T) {
 	const leases, credit = 8, 40_000
 	m := testrig.NewMarket(t)
 	var log testrig.Log
-	p := providerrig.New(t, m, func(c *sdk.ProviderConfig) {
-		c.Source, c.Credit, c.MinVoucherDelta = testclock.GPUs(leases), 40*time.Second, "0.01" // a quarter of it
-		c.RecordEvery = time.Second
+	p := providerrig.New(t, m, func(c *provider.Config) {
+		c.Source, c.Terms.Credit, c.Terms.MinVoucherDelta = testclock.GPUs(leases), 40*time.Second, "0.01" // a quarter of it
+		c.Metering.RecordEvery = time.Second
 		c.Log = slog.New(slog.NewTextHandler(&log, nil))
 	})
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))

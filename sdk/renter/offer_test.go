@@ -12,10 +12,10 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -109,16 +109,16 @@ func resume(t *testing.T, config renter.Config) (*renter.Client, *renter.Rental)
 // restartable is a provider that can be started again, with another offer.
 func restartable(t *testing.T, m *testrig.Market) (server *httptest.Server, restart func()) {
 	t.Helper()
-	config := sdk.ProviderConfig{
-		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
-		Source: testclock.GPUs(1), Clock: testclock.Process(), Credit: 2 * time.Second,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
+	config := provider.Config{
+		Chain: provider.Chain{Backend: m.Backend, Poll: 50 * time.Millisecond}, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.01"},
+		Source: testclock.GPUs(1), Metering: provider.Metering{Clock: testclock.Process(), Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second}, Terms: provider.Terms{Credit: 2 * time.Second},
+
 		Log: slog.New(slog.DiscardHandler),
 	}
-	var now atomic.Pointer[sdk.Provider]
+	var now atomic.Pointer[provider.Server]
 	start := func() {
-		p, err := sdk.NewProvider(t.Context(), config)
+		p, err := provider.New(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +140,7 @@ func restartable(t *testing.T, m *testrig.Market) (server *httptest.Server, rest
 		if err := now.Load().Close(); err != nil {
 			t.Fatal(err)
 		}
-		config.OfferTTL = 48 * time.Hour
+		config.Terms.OfferTTL = 48 * time.Hour
 		if start(); now.Load().Offer().Hash == old {
 			t.Fatal("the offer is the same")
 		}

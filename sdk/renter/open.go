@@ -24,13 +24,20 @@ import (
 
 // Options say what to rent and how to pay. They are kept with the rental.
 type Options struct {
-	GPUs     int           `json:"gpus"`     // 1 if zero
-	Deposit  string        `json:"deposit"`  // in units of the token; what the provider suggests if empty
-	TopUp    string        `json:"topUp"`    // added whenever the deposit runs low, within the caps; never if empty
-	PayEvery time.Duration `json:"payEvery"` // between vouchers; 1 min if zero, sooner when half of the provider's credit is used
-	Prepay   time.Duration `json:"prepay"`   // GPU time paid ahead of the records at most
-	Gasless  bool          `json:"gasless"`  // have the provider send the deposit even if we have native coin
-	For      time.Duration `json:"for"`      // how long it is meant to last, for who resumes it; nothing ends it then. 0: not said
+	// GPUs is how many; 1 if zero.
+	GPUs int `json:"gpus"`
+	// Deposit is in units of the token; what the provider suggests if empty.
+	Deposit string `json:"deposit"`
+	// TopUp is added whenever the deposit runs low, within the caps; never if empty.
+	TopUp string `json:"topUp"`
+	// PayEvery is the time between vouchers; 1 min if zero, sooner when half of the provider's credit is used.
+	PayEvery time.Duration `json:"payEvery"`
+	// Prepay is the GPU time that is paid ahead of the records at most; none if zero.
+	Prepay time.Duration `json:"prepay"`
+	// Gasless has the provider send the deposit even if we have native coin.
+	Gasless bool `json:"gasless"`
+	// For is how long it is meant to last, for who resumes it; nothing ends it then. Not said if zero.
+	For time.Duration `json:"for"`
 }
 
 // Rent opens a channel with a provider and starts a lease on it. It sends the

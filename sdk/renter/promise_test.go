@@ -50,7 +50,7 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 		d := newDrawer(t, m)
 		config := renterrig.Config(t, m, m.Payer)
 		h := &hurried{Backend: m.Backend}
-		config.Backend, config.Caps.PerLease = h, "1.5"
+		config.Chain.Backend, config.Caps.PerLease = h, "1.5"
 		r := renterrig.Open(t, config)
 		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.5", Gasless: true})
 		if err != nil {
@@ -78,7 +78,7 @@ func TestOneFalseBlockTimeFreesNoCap(t *testing.T) {
 		d := vanished(t, m)
 		config := renterrig.Config(t, m, m.Payer)
 		h := &hurried{Backend: m.Backend}
-		config.Backend, config.Caps.PerDay = h, "0.5"
+		config.Chain.Backend, config.Caps.PerDay = h, "0.5"
 		r := renterrig.Open(t, config)
 		if _, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", Gasless: true}); err == nil {
 			t.Fatal("it was not refused")
@@ -168,7 +168,7 @@ func TestDistrustCrossesSchemes(t *testing.T) {
 	open := func(t *testing.T) (*renter.Client, *x402client.Client) {
 		config := renterrig.Config(t, m, m.Payer)
 		config.Caps = wallet.Caps{PricePerGPUHour: "10", PerLease: "6", PerDay: "50", PerPayee: "50"}
-		config.Tolerance, config.Patience, config.Poll = 2*time.Second, 50*time.Millisecond, 5*time.Millisecond
+		config.Tolerance, config.Patience, config.Chain.Poll = 2*time.Second, 50*time.Millisecond, 5*time.Millisecond
 		r := renterrig.Open(t, config)
 		x, err := x402client.New(t.Context(), r.Wallet(), x402client.Options{MaxPrice: wallet.Unlimited})
 		if err != nil {
@@ -243,7 +243,7 @@ func TestBackupFromBeforeTheAuthorization(t *testing.T) {
 	before := m.Tokens(t, m.PayerAddress())
 	d := vanished(t, m)
 	config := renterrig.Config(t, m, m.Payer)
-	config.ClockOff, config.Now = 1000*time.Hour, m.Now
+	config.Chain.ClockTolerance, config.Now = 1000*time.Hour, m.Now
 	r := renterrig.Open(t, config)
 	q, err := r.Quote(t.Context(), d.Server.URL)
 	if err != nil {
@@ -316,7 +316,7 @@ func TestDepositCountsOnceWithConfirmations(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
 	config := renterrig.Config(t, m, m.Payer)
-	config.Confirmations, config.Caps.PerLease = 3, "0.021"
+	config.Chain.Confirmations, config.Caps.PerLease = 3, "0.021"
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.011", TopUp: "0.01", Gasless: true})
 	if err != nil {
@@ -341,7 +341,7 @@ func TestCaughtPayeeGetsNoOtherRental(t *testing.T) {
 	v := testrig.NewHostile(t, m, nil)
 	v.Script = (*testrig.Stream).Overcharge
 	config := renterrig.Config(t, m, m.Payer)
-	config.ClockOff, config.Now = 1000*time.Hour, m.Now // the chain's clock runs ahead once the rental was left
+	config.Chain.ClockTolerance, config.Now = 1000*time.Hour, m.Now // the chain's clock runs ahead once the rental was left
 	r := renterrig.Open(t, config)
 	q, err := r.Quote(t.Context(), v.Server.URL)
 	if err != nil {
@@ -385,7 +385,7 @@ func TestFallbackMayStillCome(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := vanished(t, m)
 	config := renterrig.Config(t, m, m.Payer)
-	config.ClockOff, config.Now = 1000*time.Hour, m.Now
+	config.Chain.ClockTolerance, config.Now = 1000*time.Hour, m.Now
 	r := renterrig.Open(t, config)
 	q, err := r.Quote(t.Context(), d.Server.URL)
 	if err != nil {

@@ -8,11 +8,11 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -22,7 +22,7 @@ import (
 // what its GPUs were billed for stays.
 func TestRenterPrune(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Minute }) // of all leases together, which nobody pays when they are not run
+	server := serveProvider(t, m, func(c *provider.Config) { c.Terms.Credit = time.Minute }) // of all leases together, which nobody pays when they are not run
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	rent := func() *renter.Rental {
 		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.02", PayEvery: 50 * time.Millisecond})

@@ -57,7 +57,7 @@ func TestHostileReceipts(t *testing.T) {
 				test.paid(p, amount)
 			}
 			config := renterrig.Config(t, m, m.Payer)
-			config.ClockOff, config.Caps.PerDay = 1000*time.Hour, wallet.Unlimited // the chain's clock runs ahead in this test
+			config.Chain.ClockTolerance, config.Caps.PerDay = 1000*time.Hour, wallet.Unlimited // the chain's clock runs ahead in this test
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1", PayEvery: 60 * time.Millisecond, Prepay: prepay})
 			if err != nil {

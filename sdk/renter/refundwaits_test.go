@@ -16,7 +16,7 @@ import (
 func TestLeaveWhileTheTokenRefuses(t *testing.T) {
 	m := testrig.NewMarket(t)
 	config := renterrig.Config(t, m, m.Payer)
-	config.ClockOff = 1000 * time.Hour
+	config.Chain.ClockTolerance = 1000 * time.Hour
 	_, l := unopened(t, vanished(t, m), config, renter.Options{})
 	resume := m.PauseToken(t)
 	c := leave(t, m, l)

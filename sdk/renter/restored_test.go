@@ -5,10 +5,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -16,8 +16,8 @@ import (
 // credit, tops up again and closes. Nobody is accused, what was used is paid and no more, and the rest of all deposits is back.
 func TestRenterFromBeforeItsTopUp(t *testing.T) {
 	m := testrig.NewMarket(t)
-	p := providerrig.New(t, m, func(c *sdk.ProviderConfig) {
-		c.Credit, c.MaxGap, c.SuspendTimeout = time.Second, 150*time.Millisecond, 20*time.Second
+	p := providerrig.New(t, m, func(c *provider.Config) {
+		c.Terms.Credit, c.Metering.MaxGap, c.Terms.SuspendTimeout = time.Second, 150*time.Millisecond, 20*time.Second
 	})
 	config := renterrig.Config(t, m, m.Payer)
 	config.Patience = time.Minute
@@ -50,7 +50,7 @@ func TestRenterFromBeforeItsTopUp(t *testing.T) {
 	var old testrig.Files
 	again(func() { old = testrig.CopyFiles(t, config.Database) })
 	s := l.Snapshot()
-	used := s.Owed.Uint64() + 2*uint64((p.Config.Credit+p.Config.MaxGap)/time.Millisecond)
+	used := s.Owed.Uint64() + 2*uint64((p.Config.Terms.Credit+p.Config.Metering.MaxGap)/time.Millisecond)
 	until("use", func(s renter.State) bool { return s.Paid.Uint64() >= used })
 	for _, deposit := range []uint64{400_000, 500_000} {
 		l.Lease().Topped = time.Time{}

@@ -6,14 +6,14 @@ import (
 	"net/http/httptest"
 	"testing"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // serveProvider runs a real provider on simulated GPUs, fast enough to watch.
-func serveProvider(t *testing.T, m *testrig.Market, change func(*sdk.ProviderConfig)) *httptest.Server {
+func serveProvider(t *testing.T, m *testrig.Market, change func(*provider.Config)) *httptest.Server {
 	t.Helper()
 	return providerrig.New(t, m, change).Server
 }

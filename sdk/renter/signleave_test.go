@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/audit"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -19,10 +19,10 @@ import (
 // on. Run says so and ends; the request can be relayed, and the rest comes back.
 func TestRunAfterSignLeave(t *testing.T) {
 	m := testrig.NewMarket(t)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Credit = 20 * time.Second })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Terms.Credit = 20 * time.Second })
 	config := renterrig.Config(t, m, m.Dusty(t))
 	relay := m.Relayer(t)
-	config.Relay, config.ClockOff = relay, 1000*time.Hour
+	config.Relay, config.Chain.ClockTolerance = relay, 1000*time.Hour
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.25", TopUp: "0.25", PayEvery: 50 * time.Millisecond})
 	if err != nil {
@@ -66,7 +66,7 @@ func TestReopen(t *testing.T) {
 			server := serveProvider(t, m, nil)
 			before := m.Tokens(t, m.PayeeAddress())
 			config := renterrig.Config(t, m, m.Payer)
-			config.ClockOff, config.Patience = 1000*time.Hour, 20*time.Second
+			config.Chain.ClockTolerance, config.Patience = 1000*time.Hour, 20*time.Second
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
 			if err != nil {

@@ -135,7 +135,7 @@ func TestCapHoldsWhateverIsSent(t *testing.T) {
 	for seed := range uint64(4) {
 		d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
 		config := renterrig.Config(t, m, m.Payer)
-		config.Caps.PerLease, config.ClockOff, config.Now = "2", 1000*time.Hour, m.Now
+		config.Caps.PerLease, config.Chain.ClockTolerance, config.Now = "2", 1000*time.Hour, m.Now
 		r := renterrig.Open(t, config)
 		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
 		if err != nil {
@@ -198,7 +198,7 @@ func TestOwnDepositsCountWhateverIsSeen(t *testing.T) {
 			d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 100 * 3600 })
 			config, bad := behindEndpoint(t, m)
 			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
-			config.Caps, config.ClockOff, config.Now = caps, 1000*time.Hour, m.Now
+			config.Caps, config.Chain.ClockTolerance, config.Now = caps, 1000*time.Hour, m.Now
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.3", Gasless: gasless})
 			if err != nil {

@@ -20,7 +20,7 @@ func TestTopUpWithoutReceiptHoldsUpNoOther(t *testing.T) {
 	m := testrig.NewMarket(t)
 	node := &testrig.Unindexed{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
-	config.Backend = node
+	config.Chain.Backend = node
 	r := renterrig.Open(t, config)
 	url := serveProvider(t, m, nil).URL
 	var rentals [2]*renter.Rental

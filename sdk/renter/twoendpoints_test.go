@@ -183,7 +183,7 @@ func TestFinishedIsLookedAtAgain(t *testing.T) {
 	m := testrig.NewMarket(t)
 	d := newDrawer(t, m)
 	config, bad := behindEndpoint(t, m)
-	config.ClockOff = time.Hour // each leaving takes the grace period
+	config.Chain.ClockTolerance = time.Hour // each leaving takes the grace period
 	r := renterrig.Open(t, config)
 	for _, recover := range []bool{false, true} {
 		l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "1"})

@@ -13,11 +13,11 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/outcome"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 )
 
@@ -28,7 +28,7 @@ func TestLeaveWithoutReceipts(t *testing.T) {
 	server := serveProvider(t, m, nil)
 	node := &testrig.Unindexed{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
-	config.Backend = node
+	config.Chain.Backend = node
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
 	if err != nil {
@@ -63,7 +63,7 @@ func TestOpenWithoutReceipt(t *testing.T) {
 	m := testrig.NewMarket(t)
 	node := &testrig.Unindexed{Backend: m.Backend}
 	node.Hides(true)
-	server := serveProvider(t, m, func(c *sdk.ProviderConfig) { c.Backend, c.OpenTimeout = node, 4*time.Second })
+	server := serveProvider(t, m, func(c *provider.Config) { c.Chain.Backend, c.Deposits.Timeout = node, 4*time.Second })
 	m.RPC(t, nil, "anvil_setBalance", crypto.PubkeyToAddress(m.Payer.PublicKey), "0x0")
 	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -149,7 +149,7 @@ func withoutReceipts(t *testing.T, m *testrig.Market) (*renter.Client, *testrig.
 	t.Helper()
 	node := &testrig.Unindexed{Backend: m.Backend}
 	config := renterrig.Config(t, m, m.Payer)
-	config.Backend = node
+	config.Chain.Backend = node
 	r := renterrig.Open(t, config)
 	r.Wallet().Sender.Unseen = 300 * time.Millisecond
 	return r, node

@@ -16,7 +16,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 )
 
 // listen serves a provider as the program does and returns its address.
@@ -27,10 +27,10 @@ func listen(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { chain.Close() })
-	provider, err := sdk.NewProvider(t.Context(), sdk.ProviderConfig{
+	provider, err := provider.New(t.Context(), provider.Config{
 		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[0]),
 		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "2.50", Source: sim.New(1, sim.Options{}),
-		ClockTolerance: 24 * time.Hour,
+		Chain: provider.Chain{ClockTolerance: 24 * time.Hour},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -36,10 +36,14 @@ const wholeShare = 10_000
 // Interval and the transaction's time; nothing but Dust and LeastRow waits longer than MaxAge and that. No fee, however high, and no failure to
 // learn it, changes either bound.
 type Policy struct {
-	Interval time.Duration // how often to look; 0: 1 min
-	MinValue uint256.Int   // base units of one payee and token that are fetched as soon as they have come together; 0: wait for MaxAge
-	MaxAge   time.Duration // how long anything may wait; 0: 1 h, or 24 h with MaxFeeShare
-	MaxBatch int           // channels in one transaction, at most 1000; fewer where that is too much for one; 0: 100
+	// Interval is how often to look; 1 min if zero.
+	Interval time.Duration
+	// MinValue is how many base units of one payee and token are fetched as soon as they have come together; if zero, MaxAge is waited for.
+	MinValue uint256.Int
+	// MaxAge is how long anything may wait; 1 h if zero, 24 h with MaxFeeShare.
+	MaxAge time.Duration
+	// MaxBatch is how many channels are in one transaction, at most 1000; fewer where that is too much for one; 100 if zero.
+	MaxBatch int
 
 	// Dust is how much of one payee and token is not worth a transaction: less than that waits, however old it is and though
 	// its leases ended, until more has come together or one of its payers wants out. Less than that of leases that ended waits

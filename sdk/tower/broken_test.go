@@ -53,7 +53,7 @@ func TestTowerWithdrawsNothingOnABrokenEndpoint(t *testing.T) {
 	backend := &lame{Backend: l.Backend, settle: l.Contract.SettleCall(terms, v.Cumulative.Int, v.Signature).Data[:4], withdraw: l.Contract.WithdrawCall(terms).Data[:4]}
 	backend.noSettling.Store(true)
 	l.stop()
-	l.config.Backend = backend
+	l.config.Chain.Backend = backend
 	l.up()
 	l.voucher(v)
 	if status, answer := l.post("/close-requests", l.request(l.Payer, terms, 0, 1<<40)); status != http.StatusOK {

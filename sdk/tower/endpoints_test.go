@@ -16,7 +16,7 @@ import (
 func (l *lookout) beside(bad *badrpc.Endpoint, first bool) {
 	l.T.Helper()
 	l.stop()
-	l.config.Backend, l.config.RPC = nil, l.URL+","+bad.URL
+	l.config.Chain.Backend, l.config.RPC = nil, l.URL+","+bad.URL
 	if first {
 		l.config.RPC = bad.URL + "," + l.URL
 	}

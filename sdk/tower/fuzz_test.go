@@ -130,7 +130,7 @@ func fuzzTower(f *testing.F) (*Tower, *channel.Key, channel.Terms) {
 	f.Cleanup(func() { net.Close() })
 	free := limit.Rate{PerSecond: -1}
 	tower, err := New(f.Context(), Config{
-		Backend: net.Backend, Escrow: net.Escrow, Key: channel.NewKey(net.Keys[2]), Database: filepath.Join(f.TempDir(), "tower.db"),
+		Chain: Chain{Backend: net.Backend}, Escrow: net.Escrow, Key: channel.NewKey(net.Keys[2]), Database: filepath.Join(f.TempDir(), "tower.db"),
 		Tokens: map[common.Address]string{net.Token: "0.00005"}, Log: slog.New(slog.DiscardHandler),
 		Limits: Limits{Requests: free, Vouchers: free, Channel: free, Leaves: free, Reads: free},
 	})

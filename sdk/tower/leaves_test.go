@@ -45,7 +45,7 @@ func (l *lookout) before(bad *badrpc.Endpoint, place string) {
 		return
 	}
 	l.stop()
-	l.config.Backend, l.config.RPC = nil, bad.URL
+	l.config.Chain.Backend, l.config.RPC = nil, bad.URL
 	l.up()
 }
 

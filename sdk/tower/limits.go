@@ -21,7 +21,7 @@ import (
 // nobody uses up another's.
 type Limits struct {
 	// ClientIP is who a request is from, in place of TrustedProxies: see
-	// sdk.Limits.ClientIP.
+	// provider.Limits.ClientIP.
 	ClientIP func(*http.Request) string
 
 	Requests limit.Rate // of a client; 10 a second, 100 at once

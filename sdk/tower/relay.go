@@ -298,7 +298,7 @@ func (r *relay) relayAll(ctx context.Context) error {
 		if err := r.relayOnce(ctx); err != nil && ctx.Err() == nil {
 			r.config.Log.Warn("relaying for payers", "err", err)
 		}
-		if err := chain.Pause(ctx, r.config.Poll); err != nil {
+		if err := chain.Pause(ctx, r.config.Chain.Poll); err != nil {
 			return err
 		}
 	}
@@ -416,7 +416,7 @@ func (r *relay) tire(id common.Hash, err error) {
 	}
 	p := r.rest[id]
 	if p == nil {
-		p = &rest{pace: chain.Backoff{Least: r.config.Poll, Most: min(10*time.Minute, r.escrow.Grace()/10)}}
+		p = &rest{pace: chain.Backoff{Least: r.config.Chain.Poll, Most: min(10*time.Minute, r.escrow.Grace()/10)}}
 		r.rest[id] = p
 	}
 	wait := p.pace.Next()

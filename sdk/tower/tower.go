@@ -37,43 +37,57 @@ var migrations embed.FS
 // Config says what a watchtower watches and what that may cost. The fields
 // of the first group are needed; the zero value of every other is its default.
 type Config struct {
-	RPC      string         // JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them
-	Escrow   common.Address // the ChannelEscrow contract
-	Key      channel.Signer // pays the gas; neither a payee's nor a payer's
-	Database string         // path of the SQLite file; it holds others' vouchers
-
-	// Tokens are those whose channels are worth gas, and what must be at stake,
-	// in units of the token: what is left of the deposit to take a channel and to
-	// bring it back, what is not settled to settle it. A token that is not
-	// named is not touched: its code could burn whatever gas it is given.
+	// RPC is the JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them.
+	RPC string
+	// Escrow is the ChannelEscrow contract.
+	Escrow common.Address
+	// Key pays the gas; neither a payee's nor a payer's.
+	Key channel.Signer
+	// Database is the path of the SQLite file; it holds others' vouchers.
+	Database string
+	// Tokens are those whose channels are worth gas, and what must be at stake, in units of the token: what is left of the deposit to
+	// take a channel and to bring it back, what is not settled to settle it. A token that is not named is not touched: its code could
+	// burn whatever gas it is given.
 	Tokens map[common.Address]string
 
-	// Payees are whose channels are watched, whatever settling them costs. All
-	// payees' if empty, and then within SettleGas.
+	// Payees are whose channels are watched, whatever settling them costs. All payees' if empty, and then within SettleGas.
 	Payees []common.Address
-	// Patience is how long after a close request the payee may settle by itself,
-	// which saves our gas. An eighth of the grace period if zero, at most a half.
+	// Patience is how long after a close request the payee may settle by itself, which saves our gas. An eighth of the grace period
+	// if zero, at most a half.
 	Patience time.Duration
-
-	RelayGas GasBudget // for close requests and withdrawals, by payer; 0.005 and 0.05 ether if nil
-	// SettleGas is for settlements without Payees, by payee; 0.02 and 0.2 ether if
-	// nil. A channel is then settled twice an hour at most.
+	// RelayGas is for close requests and withdrawals, by payer; 0.005 and 0.05 ether if nil.
+	RelayGas GasBudget
+	// SettleGas is for settlements without Payees, by payee; 0.02 and 0.2 ether if nil. A channel is then settled twice an hour at
+	// most.
 	SettleGas GasBudget
-
-	ChainID       uint64        // refuse any other chain; not checked if zero
-	MinGrace      time.Duration // refuse an escrow with less time to settle; chain.GraceFloor if zero: 2 h, on local chains 10 min
-	Confirmations uint64        // before a deposit counts; 1 (the block it is in) if zero
-	Poll          time.Duration // between looks at the chain; 2 s if zero
-	// MaxFee is the most that a transaction offers for a unit of gas, in wei;
-	// chain.DefaultMaxFee of the chain if nil (500 gwei on most).
-	MaxFee *big.Int
-	// TrustedProxies are the reverse proxies in front of the tower: see
-	// sdk.ProviderConfig.TrustedProxies.
+	// Chain is how the chain is looked at, and what a transaction may cost.
+	Chain Chain
+	// TrustedProxies are the reverse proxies in front of the tower: see provider.HTTP.
 	TrustedProxies []string
-	Limits         Limits
-	OnSettled      func(settle.Settlement) // after each settlement; may be nil
-	Log            *slog.Logger            // slog.Default() if nil
-	Backend        chain.Backend           // instead of RPC: a client that is already connected
+	// Limits are what strangers may cost.
+	Limits Limits
+
+	// OnSettled hears of each settlement; may be nil.
+	OnSettled func(settle.Settlement)
+	// Log is slog.Default() if nil.
+	Log *slog.Logger
+}
+
+// Chain is how a watchtower looks at the chain, and what its transactions may cost.
+type Chain struct {
+	// ID refuses any other chain; not checked if zero.
+	ID uint64
+	// MinGrace refuses an escrow with less time to settle; chain.GraceFloor if zero: 2 h, on local chains 10 min.
+	MinGrace time.Duration
+	// Confirmations is after how many blocks a deposit counts; 1 (the block it is in) if zero.
+	Confirmations uint64
+	// Poll is the time between looks; 2 s if zero.
+	Poll time.Duration
+	// MaxFee is the most that a transaction offers for a unit of gas, in wei; chain.DefaultMaxFee of the chain if nil (500 gwei on
+	// most).
+	MaxFee *big.Int
+	// Backend is a client that is already connected, instead of RPC.
+	Backend chain.Backend
 }
 
 // GasBudget is how much native coin, in wei, transactions submitted within an
@@ -144,8 +158,8 @@ func New(ctx context.Context, config Config) (*Tower, error) {
 func (c Config) withDefaults() Config {
 	c.RelayGas = c.RelayGas.or(5e15, 5e16)
 	c.SettleGas = c.SettleGas.or(2e16, 2e17)
-	c.Confirmations = cmp.Or(c.Confirmations, 1)
-	c.Poll = cmp.Or(c.Poll, 2*time.Second)
+	c.Chain.Confirmations = cmp.Or(c.Chain.Confirmations, 1)
+	c.Chain.Poll = cmp.Or(c.Chain.Poll, 2*time.Second)
 	if proxies, err := limit.ParseProxies(c.TrustedProxies); err == nil && c.Limits.ClientIP == nil { // else check says what is wrong
 		c.Limits.ClientIP = proxies.Client
 	}
@@ -171,7 +185,7 @@ func (c Config) check() error {
 		return fmt.Errorf("watchtower: TrustedProxies: %w", err)
 	}
 	switch {
-	case c.RPC == "" && c.Backend == nil:
+	case c.RPC == "" && c.Chain.Backend == nil:
 		return errors.New("watchtower: RPC is empty: give the URL of a JSON-RPC endpoint")
 	case c.Escrow == (common.Address{}):
 		return errors.New("watchtower: Escrow is empty: give the address of the ChannelEscrow contract")
@@ -183,7 +197,7 @@ func (c Config) check() error {
 		return errors.New("watchtower: Tokens is empty: name each token whose channels are worth gas, and the least amount")
 	case slices.Contains(c.Payees, c.Key.Address()):
 		return fmt.Errorf("watchtower: Key is the payee's (%s): two programs with one key take each other's nonces; give it a key of its own", c.Key.Address())
-	case c.Patience < 0 || c.Poll < 0:
+	case c.Patience < 0 || c.Chain.Poll < 0:
 		return errors.New("watchtower: Patience and Poll must not be negative")
 	}
 	return nil
@@ -191,15 +205,15 @@ func (c Config) check() error {
 
 // connect dials the chain and reads what the contracts are like.
 func (w *watched) connect(ctx context.Context) error {
-	backend := chain.Checked(w.config.Backend)
-	if w.config.Backend == nil {
+	backend := chain.Checked(w.config.Chain.Backend)
+	if w.config.Chain.Backend == nil {
 		var err error
 		if backend, err = chain.Connect(ctx, w.config.RPC, w.config.Log); err != nil {
 			return err
 		}
 	}
-	if w.config.ChainID != 0 {
-		if err := chain.CheckChainID(ctx, backend, w.config.ChainID); err != nil {
+	if w.config.Chain.ID != 0 {
+		if err := chain.CheckChainID(ctx, backend, w.config.Chain.ID); err != nil {
 			return err
 		}
 	}
@@ -207,8 +221,8 @@ func (w *watched) connect(ctx context.Context) error {
 	if w.escrow, err = chain.NewEscrow(ctx, backend, w.config.Escrow); err != nil {
 		return err
 	}
-	floor := cmp.Or(w.config.MinGrace, chain.GraceFloor(w.escrow.ChainID()))
-	if err := errors.Join(w.escrow.CheckGrace(floor), w.escrow.CheckHistory(ctx, w.config.Confirmations)); err != nil {
+	floor := cmp.Or(w.config.Chain.MinGrace, chain.GraceFloor(w.escrow.ChainID()))
+	if err := errors.Join(w.escrow.CheckGrace(floor), w.escrow.CheckHistory(ctx, w.config.Chain.Confirmations)); err != nil {
 		return err
 	}
 	for address, least := range w.config.Tokens {
@@ -231,7 +245,7 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 	c := t.config
 	t.db, t.guard, t.metrics = db, newGuard(c.Limits), newMetrics(t)
 	t.payee = &channel.Payee{Store: db.Payee(), Domain: t.escrow.Domain()}
-	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Poll, MaxFee: c.MaxFee, Log: c.Log}
+	t.sender = &chain.Sender{Backend: t.escrow.Backend(), Key: c.Key, Store: txs, Poll: c.Chain.Poll, MaxFee: c.Chain.MaxFee, Log: c.Log}
 	books := &books{watched: t.watched, payee: t.payee}
 	budget := &budget{watched: t.watched, db: db, sender: t.sender, guard: t.guard}
 	duty := &dutyStore{Store: db.Payee(), watched: t.watched, budget: budget}
@@ -239,9 +253,9 @@ func (t *Tower) assemble(db *store.DB, txs *chain.Store) {
 		Payee:    &channel.Payee{Store: duty, Domain: t.escrow.Domain()},
 		Contract: t.escrow, Sender: t.sender, First: duty.first, Log: c.Log, OnSettled: c.OnSettled,
 		// What is not closing is the payee's to settle; dutyStore says what is due.
-		Policy: settle.Policy{Interval: max(c.Poll, time.Second), MaxAge: math.MaxInt64},
+		Policy: settle.Policy{Interval: max(c.Chain.Poll, time.Second), MaxAge: math.MaxInt64},
 	}
-	t.watcher = &settle.Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Confirmations, Poll: c.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
+	t.watcher = &settle.Watcher{Payee: t.payee, Contract: t.escrow, Confirmations: c.Chain.Confirmations, Poll: c.Chain.Poll, Store: txs, OnChange: t.changed, Log: c.Log}
 	t.taker = &taker{watched: t.watched, books: books, guard: t.guard, settler: t.settler,
 		late: &channel.Payee{Store: lateStore{db.Payee()}, Domain: t.escrow.Domain()}}
 	t.relay = &relay{watched: t.watched, books: books, budget: budget, settler: t.settler, watcher: t.watcher,
@@ -340,7 +354,7 @@ func (b *books) learn(ctx context.Context, all []channel.Terms) ([]sighting, []e
 		ids[i] = terms.ID()
 	}
 	err := b.escrow.Record(func() error {
-		views, _, err := b.escrow.Fresh(ctx, ids, b.config.Confirmations)
+		views, _, err := b.escrow.Fresh(ctx, ids, b.config.Chain.Confirmations)
 		if err != nil {
 			return err
 		}
@@ -373,7 +387,7 @@ func (b *books) keep(ctx context.Context, terms channel.Terms, c chain.Confirmed
 	case c.Latest.Deposit.IsZero():
 		return channel.State{}, fmt.Errorf("%w: escrow %s has no channel %s", channel.ErrUnknown, b.escrow.Address(), id)
 	case c.View.Deposit.IsZero():
-		return channel.State{}, fmt.Errorf("%w: the deposit of channel %s has not %d confirmations yet", errBusy, id, b.config.Confirmations)
+		return channel.State{}, fmt.Errorf("%w: the deposit of channel %s has not %d confirmations yet", errBusy, id, b.config.Chain.Confirmations)
 	}
 	var left uint256.Int
 	left.Sub(&c.View.Deposit, &c.View.Settled)

@@ -46,8 +46,8 @@ func newLookout(t *testing.T, change func(*tower.Config)) *lookout {
 	t.Helper()
 	k := tilltest.New(t)
 	l := &lookout{Till: k, config: tower.Config{
-		Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "tower.db"),
-		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Poll: tilltest.Poll, Log: slog.New(slog.DiscardHandler),
+		Chain: tower.Chain{Backend: k.Backend, Poll: tilltest.Poll}, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "tower.db"),
+		Tokens: map[common.Address]string{k.Token: "0.00005"}, Patience: time.Second, Log: slog.New(slog.DiscardHandler),
 		Limits: tower.Limits{Channel: limit.Rate{PerSecond: -1}, Leaves: limit.Rate{PerSecond: -1}},
 	}}
 	if change != nil {
@@ -657,9 +657,9 @@ func TestTowerRates(t *testing.T) {
 // A tower's configuration errors are one line that says what to do.
 func TestTowerConfig(t *testing.T) {
 	k := tilltest.New(t)
-	right := tower.Config{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}}
+	right := tower.Config{Chain: tower.Chain{Backend: k.Backend}, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}}
 	for says, change := range map[string]func(*tower.Config){
-		"RPC is empty":         func(c *tower.Config) { c.Backend = nil },
+		"RPC is empty":         func(c *tower.Config) { c.Chain.Backend = nil },
 		"Escrow is empty":      func(c *tower.Config) { c.Escrow = common.Address{} },
 		"Key is nil":           func(c *tower.Config) { c.Key = nil },
 		"Database is empty":    func(c *tower.Config) { c.Database = "" },
@@ -668,8 +668,8 @@ func TestTowerConfig(t *testing.T) {
 		"not a decimal number": func(c *tower.Config) { c.Tokens = map[common.Address]string{k.Token: "much"} },
 		"Patience":             func(c *tower.Config) { c.Patience = time.Hour },
 		"key of its own":       func(c *tower.Config) { c.Payees = []common.Address{c.Key.Address()} },
-		"is needed":            func(c *tower.Config) { c.MinGrace = 48 * time.Hour },
-		"wrong chain":          func(c *tower.Config) { c.ChainID = 1 },
+		"is needed":            func(c *tower.Config) { c.Chain.MinGrace = 48 * time.Hour },
+		"wrong chain":          func(c *tower.Config) { c.Chain.ID = 1 },
 	} {
 		config := right
 		change(&config)
@@ -684,7 +684,7 @@ func TestTowerConfig(t *testing.T) {
 func TestTowerGraceFloor(t *testing.T) {
 	k := tilltest.New(t)
 	connect := func(least time.Duration) error {
-		tower, err := tower.New(t.Context(), tower.Config{Backend: k.Backend, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]), MinGrace: least,
+		tower, err := tower.New(t.Context(), tower.Config{Chain: tower.Chain{Backend: k.Backend, MinGrace: least}, Escrow: k.Escrow, Key: channel.NewKey(k.Keys[3]),
 			Database: filepath.Join(t.TempDir(), "t.db"), Tokens: map[common.Address]string{k.Token: "1"}})
 		if err == nil {
 			err = tower.Close()

@@ -27,7 +27,7 @@ func Example() {
 	}
 	defer c.Close()
 	w, err := wallet.Open(ctx, wallet.Config{
-		Key: channel.NewKey(c.Keys[1]), Backend: c.Backend, Token: c.Token, Database: filepath.Join(dir, "renter.db"),
+		Key: channel.NewKey(c.Keys[1]), Chain: wallet.Chain{Backend: c.Backend}, Token: c.Token, Database: filepath.Join(dir, "renter.db"),
 		Caps: wallet.Caps{PricePerGPUHour: "3.00", PerLease: "20.00", PerDay: "50.00", PerPayee: wallet.Unlimited},
 	})
 	if err != nil {

@@ -93,8 +93,6 @@ type Config struct {
 	Key channel.Signer
 	// RPC is the JSON-RPC endpoint: http, https, ws or wss; several of one chain with commas between them.
 	RPC string
-	// Backend is a client that is already connected, instead of RPC.
-	Backend chain.Backend
 	// Token is what to pay in; all caps are in its units.
 	Token common.Address
 	// Database is the path of the SQLite file, which remembers where the deposits are. It is made if there is none.
@@ -102,40 +100,52 @@ type Config struct {
 	// Caps bound what is put at stake. Each must be said.
 	Caps Caps
 
-	// ChainID refuses an endpoint that serves another chain; not checked if zero.
-	ChainID uint64
+	// Chain is how the chain is looked at, and what a transaction may cost.
+	Chain Chain
 	// Verify is asked about the chain before the database is opened, or made: what fails there leaves nothing on disk. Not asked
 	// if nil.
 	Verify func(ctx context.Context, backend chain.Backend) error
-	// MaxGrace refuses an escrow that takes longer to leave; 7 days if zero, not negative.
-	MaxGrace time.Duration
 	// Tolerance is by how much a provider's clock may run ahead of ours; 2 s if zero, not negative.
 	Tolerance time.Duration
 	// Patience is how long to go without a usage record, or with a demand that none explains; 2 min if zero, not negative.
 	Patience time.Duration
+
+	// HTTP is http.DefaultClient if nil; its timeout is not used.
+	HTTP *http.Client
+	// Clock is metering.System if nil.
+	Clock metering.Clock
+	// Now is time.Now if nil.
+	Now func() time.Time
+	// Log is slog.Default() if nil.
+	Log *slog.Logger
+}
+
+// Chain is how a payer looks at the chain, and what its transactions may cost.
+type Chain struct {
+	// ID refuses an endpoint that serves another chain; not checked if zero.
+	ID uint64
 	// Confirmations is after how many blocks a transaction counts; 1 if zero.
 	Confirmations uint64
-	// Poll is the time between looks at the chain; 2 s if zero, not negative.
+	// Poll is the time between looks; 2 s if zero, not negative.
 	Poll time.Duration
-	// ClockOff is the most that our clock and the chain's may differ; 2 min if zero.
-	ClockOff time.Duration
+	// MaxGrace refuses an escrow that takes longer to leave; 7 days if zero, not negative.
+	MaxGrace time.Duration
+	// ClockTolerance is the most that our clock and the chain's may differ; 2 min if zero.
+	ClockTolerance time.Duration
 	// MaxFee is the most that a transaction of ours offers for a unit of gas, in wei; chain.DefaultMaxFee of the chain if nil
 	// (500 gwei on most).
 	MaxFee *big.Int
-
-	HTTP  *http.Client     // http.DefaultClient if nil; its timeout is not used
-	Clock metering.Clock   // metering.System if nil
-	Now   func() time.Time // time.Now if nil
-	Log   *slog.Logger     // slog.Default if nil
+	// Backend is a client that is already connected, instead of RPC.
+	Backend chain.Backend
 }
 
 func (c Config) withDefaults() Config {
-	c.MaxGrace = cmp.Or(c.MaxGrace, 7*24*time.Hour)
+	c.Chain.MaxGrace = cmp.Or(c.Chain.MaxGrace, 7*24*time.Hour)
 	c.Tolerance = cmp.Or(c.Tolerance, 2*time.Second)
 	c.Patience = cmp.Or(c.Patience, 2*time.Minute)
-	c.Confirmations = cmp.Or(c.Confirmations, 1)
-	c.Poll = cmp.Or(c.Poll, 2*time.Second)
-	c.ClockOff = cmp.Or(c.ClockOff, 2*time.Minute)
+	c.Chain.Confirmations = cmp.Or(c.Chain.Confirmations, 1)
+	c.Chain.Poll = cmp.Or(c.Chain.Poll, 2*time.Second)
+	c.Chain.ClockTolerance = cmp.Or(c.Chain.ClockTolerance, 2*time.Minute)
 	c.HTTP = cmp.Or(c.HTTP, http.DefaultClient)
 	if c.Clock == nil {
 		c.Clock = metering.System
@@ -163,13 +173,13 @@ func (c Config) check() error {
 	switch {
 	case c.Key == nil:
 		return errors.New("renter: Key is nil: give the payer's key")
-	case c.RPC == "" && c.Backend == nil:
+	case c.RPC == "" && c.Chain.Backend == nil:
 		return errors.New("renter: RPC is empty: give the URL of a JSON-RPC endpoint")
 	case c.Token == (common.Address{}):
 		return errors.New("renter: Token is empty: give the address of the token to pay in; the caps are in its units")
 	case c.Database == "":
 		return errors.New("renter: Database is empty: give the path of a file; it remembers where the deposits are")
-	case c.Tolerance < 0 || c.Patience < 0 || c.Poll < 0 || c.MaxGrace < 0:
+	case c.Tolerance < 0 || c.Patience < 0 || c.Chain.Poll < 0 || c.Chain.MaxGrace < 0:
 		return errors.New("renter: Tolerance, Patience, Poll and MaxGrace must not be negative")
 	}
 	return nil
@@ -198,11 +208,11 @@ func Open(ctx context.Context, config Config) (*Wallet, error) {
 // believes none of several endpoints alone. Nothing is opened on disk.
 func dial(ctx context.Context, c Config) (*Wallet, error) {
 	w := &Wallet{
-		Key: c.Key, ChainID: c.ChainID, Tolerance: c.Tolerance, Patience: c.Patience, Confirmations: c.Confirmations,
-		Poll: c.Poll, ClockOff: c.ClockOff, MaxGrace: c.MaxGrace, HTTP: c.HTTP, Clock: c.Clock, Now: c.Now, Log: c.Log,
+		Key: c.Key, ChainID: c.Chain.ID, Tolerance: c.Tolerance, Patience: c.Patience, Confirmations: c.Chain.Confirmations,
+		Poll: c.Chain.Poll, ClockOff: c.Chain.ClockTolerance, MaxGrace: c.Chain.MaxGrace, HTTP: c.HTTP, Clock: c.Clock, Now: c.Now, Log: c.Log,
 	}
 	var err error
-	if w.sending = chain.Checked(c.Backend); c.Backend == nil {
+	if w.sending = chain.Checked(c.Chain.Backend); c.Chain.Backend == nil {
 		if w.sending, err = chain.Connect(ctx, c.RPC, c.Log); err != nil {
 			return nil, err
 		}
@@ -241,7 +251,7 @@ func (w *Wallet) open(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return errors.Join(err, w.DB.Close())
 	}
-	w.Sender = &chain.Sender{Backend: w.sending, Key: w.Key, Store: outbox, Poll: w.Poll, MaxFee: c.MaxFee, Log: w.Log}
+	w.Sender = &chain.Sender{Backend: w.sending, Key: w.Key, Store: outbox, Poll: w.Poll, MaxFee: c.Chain.MaxFee, Log: w.Log}
 	if err := w.recall(ctx); err != nil {
 		return errors.Join(err, w.DB.Close())
 	}

@@ -61,13 +61,13 @@ var targets = []target{
 		{"paystream", "sdk/internal/paystream", []string{"*.go"}},
 	}},
 	{"sdk/x402/x402client", []group{{"x402client", "sdk/x402/x402client", []string{"*.go"}}}},
-	{"sdk", []group{
+	{"sdk/provider", []group{
 		{"leasestore", "sdk/internal/leasestore", []string{"*.go"}},
 		{"x402server", "sdk/internal/x402server", []string{"*.go"}},
 		{"x402scheme", "sdk/internal/x402scheme", []string{"*.go"}},
 		{"sessionscheme", "sdk/internal/sessionscheme", []string{"*.go"}},
 		{"lease", "sdk/internal/lease", []string{"*.go"}},
-		{"provider", "sdk", []string{"front.go", "outbox.go", "retention.go", "settlement.go"}},
+		{"provider", "sdk/provider", []string{"front.go", "outbox.go", "retention.go", "settlement.go"}},
 		{"payercredit", "sdk/internal/payercredit", []string{"debts.go"}},
 	}},
 }

@@ -46,7 +46,7 @@ func (n *Nodes) NewLease(l *lease.Lease, row leasestore.Row, terms metering.Leas
 	name := l.Allocation.Node
 	c := n.Client(name)
 	if c == nil {
-		return nil, fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", name, terms.ID, n.Names())
+		return nil, fmt.Errorf("node %q of lease %s is not among provider.Config.Nodes (%s)", name, terms.ID, n.Names())
 	}
 	config := verify.Config{Lease: terms, Key: meter, Tolerance: n.Config.Tolerance, RecordEvery: metering.MinRecordEvery}
 	if row.EndedAt > 0 {

@@ -307,7 +307,7 @@ func (n *Nodes) Release(ctx context.Context, a gpu.Allocation) error {
 // its node can.
 func (n *Nodes) Adopt(_ context.Context, a gpu.Allocation) error {
 	if n.Client(a.Node) == nil {
-		return fmt.Errorf("node %q of lease %s is not among ProviderConfig.Nodes (%s)", a.Node, a.LeaseID, n.Names())
+		return fmt.Errorf("node %q of lease %s is not among provider.Config.Nodes (%s)", a.Node, a.LeaseID, n.Names())
 	}
 	return nil
 }

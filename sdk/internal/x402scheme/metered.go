@@ -19,7 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// MeteredRoute is a handler's price, as sdk.MeteredRoute says it: the time of named GPUs while it runs.
+// MeteredRoute is a handler's price, as provider.Route says it: the time of named GPUs while it runs.
 type MeteredRoute struct {
 	Devices      []string
 	MaxTime      time.Duration

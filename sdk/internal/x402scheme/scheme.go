@@ -65,7 +65,7 @@ func (d *Scheme) warnKeyless(ctx context.Context) error {
 	for _, s := range states {
 		if _, past := d.PastOffer(x402.Requirements{}, wire.Address(s.Terms.Payee)); !past && s.Terms.PayeeAuthorizer != d.Key {
 			left := s.Unsettled()
-			d.Log.Warn("a channel of x402 cannot be claimed without its key: name it in ProviderConfig.PastKeys", "channel", s.ID, "key", s.Terms.PayeeAuthorizer, "unclaimed", left.Dec())
+			d.Log.Warn("a channel of x402 cannot be claimed without its key: name it in provider.Config.PastKeys", "channel", s.ID, "key", s.Terms.PayeeAuthorizer, "unclaimed", left.Dec())
 		}
 	}
 	return err

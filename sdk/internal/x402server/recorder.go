@@ -11,7 +11,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-var errReplyTooLong = errors.New("the answer is longer than ProviderConfig.X402.MaxReply")
+var errReplyTooLong = errors.New("the answer is longer than provider.Config.X402.MaxReply")
 
 // Recorder takes what a metered handler answers: it keeps it, for a client that
 // loses the answer, and where the route is streamed passes it on at once.

@@ -38,7 +38,7 @@ type Identity struct {
 }
 
 // validity is how long certificates hold. What has to be shut out earlier is shut out by a new authority, or by taking the
-// node out of ProviderConfig.Nodes.
+// node out of provider.Config.Nodes.
 const validity = 10 * 365 * 24 * time.Hour
 
 // Hosts that certificates are of. They are compared, and never looked up: a node's address may change.

@@ -21,9 +21,9 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/verify"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -263,7 +263,7 @@ func TestX402AccessSteersNoTerminal(t *testing.T) {
 
 // TestX402RenterCatchesProviders: a tick that does not hold is kept as evidence, and nothing more is paid.
 func TestX402RenterCatchesProviders(t *testing.T) {
-	r := newPayRig(t, func(c *sdk.ProviderConfig) { c.Source = testclock.GPUs(16) }) // a lease goes on that a renter left
+	r := newPayRig(t, func(c *provider.Config) { c.Source = testclock.GPUs(16) }) // a lease goes on that a renter left
 	rewrite := func(change func(*wire.Tick)) func(*http.Response) { return rewriteTick(t, change) }
 	for _, row := range []struct {
 		name  string
@@ -326,7 +326,7 @@ func TestX402RenterCatchesProviders(t *testing.T) {
 
 // TestX402RenterBoundsTicks: a provider that asks for a ceiling of more than a minute is not paid, however low its price.
 func TestX402RenterBoundsTicks(t *testing.T) {
-	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.Window = 59_800 * time.Millisecond }))
+	n := newTenant(t, newPayRig(t, func(c *provider.Config) { c.X402.Window = 59_800 * time.Millisecond }))
 	if b, err := n.rental.request(t.Context()); err != nil || b.offer.Amount.Uint64() != 60_001 {
 		t.Errorf("a minute: %v", err) // 59.8 s and the slack
 	}
@@ -369,7 +369,7 @@ func TestTicksNeedANamedMeter(t *testing.T) {
 	m := testrig.NewMarket(t)
 	v := testrig.NewHostileNodes(t, m)
 	w, err := wallet.Open(t.Context(), wallet.Config{
-		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(m.Payer), Database: filepath.Join(t.TempDir(), "renter.db"),
+		Chain: wallet.Chain{Backend: m.Backend}, Token: m.Token, Key: channel.NewKey(m.Payer), Database: filepath.Join(t.TempDir(), "renter.db"),
 		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -49,8 +49,8 @@ func (s *stall) tryClient(caps wallet.Caps, options Options) (*Client, error) {
 		}
 	}
 	w, err := wallet.Open(s.Context(), wallet.Config{
-		Key: channel.NewKey(s.Payer), Backend: s.Backend, Token: s.Token, Database: s.database, Caps: caps,
-		Poll: 5 * time.Millisecond, Patience: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Key: channel.NewKey(s.Payer), Chain: wallet.Chain{Backend: s.Backend, Poll: 5 * time.Millisecond}, Token: s.Token, Database: s.database, Caps: caps,
+		Patience: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		s.Fatal(err)

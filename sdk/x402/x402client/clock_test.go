@@ -16,11 +16,11 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/verify"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/ticks"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -65,8 +65,8 @@ func (n *nap) stop() {
 
 func idleRig(t *testing.T) (*tenant, *nap) {
 	t.Helper()
-	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) {
-		c.X402.Window, c.X402.Slack, c.MaxGap = time.Second, 80*time.Millisecond, 300*time.Millisecond
+	n := newTenant(t, newPayRig(t, func(c *provider.Config) {
+		c.X402.Window, c.X402.Slack, c.Metering.MaxGap = time.Second, 80*time.Millisecond, 300*time.Millisecond
 	}))
 	clock := &nap{}
 	n.clock = clock
@@ -243,7 +243,7 @@ func overbookedOf(t *testing.T, source metering.Source) (n *tenant, elsewhere st
 	if err != nil {
 		t.Fatal(err)
 	}
-	greedy := func(c *sdk.ProviderConfig) {
+	greedy := func(c *provider.Config) {
 		c.Source, c.Allocator = source, generous{devices[0].UUID}
 		c.X402.Window = 2 * time.Second // most of what two ticks at once take, also on a slow machine
 	}
@@ -335,8 +335,8 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, err := renter.New(t.Context(), renter.Config{
-		Key: n.key, Backend: n.Backend, Token: n.Token, Database: n.database, Caps: tenantCaps,
-		Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Key: n.key, Chain: wallet.Chain{Backend: n.Backend, Poll: 5 * time.Millisecond, ClockTolerance: time.Hour}, Token: n.Token, Database: n.database, Caps: tenantCaps,
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -381,8 +381,8 @@ func TestX402LateReadings(t *testing.T) {
 	r := newPayRig(t)
 	n := newTenant(t, r)
 	r.Stop()
-	r.Config.MaxGap = wire.MaxGapOfTicks + time.Millisecond
-	if p, err := sdk.NewProvider(t.Context(), r.Config); err == nil || !strings.Contains(err.Error(), "MaxGap (10.001s) must be at most 10s") {
+	r.Config.Metering.MaxGap = wire.MaxGapOfTicks + time.Millisecond
+	if p, err := provider.New(t.Context(), r.Config); err == nil || !strings.Contains(err.Error(), "MaxGap (10.001s) must be at most 10s") {
 		t.Errorf("a provider: %v", err)
 		if err == nil {
 			_ = p.Close()

@@ -7,9 +7,9 @@ import (
 
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/verify"
-	"github.com/gpupay/gpupay/sdk"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/ticks"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -25,8 +25,8 @@ const (
 func pairTenant(t *testing.T) (*tenant, *sim.Source, *nap) {
 	t.Helper()
 	var host *sim.Source
-	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) {
-		c.X402.Window, c.X402.Slack, c.MaxGap = pairWindow, pairSlack, pairGap
+	n := newTenant(t, newPayRig(t, func(c *provider.Config) {
+		c.X402.Window, c.X402.Slack, c.Metering.MaxGap = pairWindow, pairSlack, pairGap
 		host = c.Source.(*sim.Source)
 	}))
 	clock := &nap{}

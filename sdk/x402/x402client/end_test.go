@@ -14,9 +14,9 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -52,7 +52,7 @@ func TestX402RefundThatHangs(t *testing.T) {
 		"the whole":                 {limits{offer: time.Minute, refund: time.Minute, whole: time.Second}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+			n := newTenant(t, newPayRig(t, func(c *provider.Config) { c.X402.WithdrawDelay = 15 * time.Minute }))
 			var stalls atomic.Bool
 			front := stallingFront(t, n.Server.URL, func(q *http.Request) bool {
 				return stalls.Load() && (q.Header.Get(x402.HeaderSignature) != "") == c.refunds
@@ -122,7 +122,7 @@ func (n *tenant) leaveUntil(id common.Hash, cut func(requestedAt uint64) bool) (
 // leaver is a tenant with coin that paid a tick to a provider that is gone.
 func leaver(t *testing.T, change func(*wallet.Config)) (*tenant, common.Hash) {
 	t.Helper()
-	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n := newTenant(t, newPayRig(t, func(c *provider.Config) { c.X402.WithdrawDelay = 15 * time.Minute }))
 	n.tick()
 	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func TestX402LeaveCutOffAndDust(t *testing.T) {
 
 // TestX402LeaveCutOffAtItsEnd: nor does leaving that is cut off when its withdrawal was just mined.
 func TestX402LeaveCutOffAtItsEnd(t *testing.T) {
-	n, id := leaver(t, func(c *wallet.Config) { c.Confirmations = 2 }) // anvil mines a block where there is something to mine
+	n, id := leaver(t, func(c *wallet.Config) { c.Chain.Confirmations = 2 }) // anvil mines a block where there is something to mine
 	var begun bool
 	if _, over := n.leaveUntil(id, func(at uint64) bool {
 		if at != 0 && !begun {

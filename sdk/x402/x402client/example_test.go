@@ -17,7 +17,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
@@ -47,10 +47,10 @@ func rentByTicks(ctx context.Context) error {
 	}
 	defer c.Close()
 
-	provider, err := sdk.NewProvider(ctx, sdk.ProviderConfig{
+	provider, err := provider.New(ctx, provider.Config{
 		RPC: c.URL, Escrow: c.Escrow, Token: c.Token, Key: channel.NewKey(c.Keys[0]), Database: filepath.Join(dir, "provider.db"),
-		PricePerGPUHour: "3.60", Source: sim.New(1, sim.Options{}), Tick: 50 * time.Millisecond, Poll: 50 * time.Millisecond,
-		X402: &sdk.X402Config{Window: 300 * time.Millisecond}, ClockTolerance: time.Hour, Log: slog.New(slog.DiscardHandler),
+		PricePerGPUHour: "3.60", Source: sim.New(1, sim.Options{}), Metering: provider.Metering{Tick: 50 * time.Millisecond}, Chain: provider.Chain{Poll: 50 * time.Millisecond, ClockTolerance: time.Hour},
+		X402: &provider.X402{Window: 300 * time.Millisecond}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err
@@ -67,9 +67,9 @@ func rentByTicks(ctx context.Context) error {
 		return err
 	}
 	w, err := wallet.Open(ctx, wallet.Config{
-		Key: renter, Backend: c.Backend, Token: c.Token, Database: filepath.Join(dir, "renter.db"),
+		Key: renter, Chain: wallet.Chain{Backend: c.Backend, Poll: 50 * time.Millisecond, ClockTolerance: time.Hour}, Token: c.Token, Database: filepath.Join(dir, "renter.db"),
 		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "1.00", PerDay: "1.00", PerPayee: "1.00"},
-		Poll: 50 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Log:  slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

@@ -12,9 +12,9 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -150,7 +150,7 @@ func TestX402RenterAtOnce(t *testing.T) {
 
 // TestX402RenterLeavesProvider: the provider is gone; the money comes back from the contract, all that was not claimed.
 func TestX402RenterLeavesProvider(t *testing.T) {
-	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n := newTenant(t, newPayRig(t, func(c *provider.Config) { c.X402.WithdrawDelay = 15 * time.Minute }))
 	n.tick()
 	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)
@@ -182,7 +182,7 @@ func TestX402RenterLeavesProvider(t *testing.T) {
 // TestX402LeaveEndsWithDust: somebody deposits into the channel whenever a withdrawal is pending. The renter gets back all
 // that was its own by one withdrawal, and is told of what is left.
 func TestX402LeaveEndsWithDust(t *testing.T) {
-	n := newTenant(t, newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute }))
+	n := newTenant(t, newPayRig(t, func(c *provider.Config) { c.X402.WithdrawDelay = 15 * time.Minute }))
 	n.tick()
 	if err := n.Provider.Settle(t.Context()); err != nil {
 		t.Fatal(err)

@@ -15,12 +15,12 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/providerrig"
 	"github.com/gpupay/gpupay/sdk/internal/x402account"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -36,13 +36,13 @@ type payRig struct {
 // testMost is the most that a tick of the rig costs in base units: its window, its slack and one more.
 const testMost = 501
 
-func newPayRig(t *testing.T, change ...func(*sdk.ProviderConfig)) *payRig {
+func newPayRig(t *testing.T, change ...func(*provider.Config)) *payRig {
 	t.Helper()
 	t.Parallel()
 	return payRigOn(t, testrig.NewX402Market(t), change...)
 }
 
-func payRigOn(t *testing.T, m *testrig.Market, change ...func(*sdk.ProviderConfig)) *payRig {
+func payRigOn(t *testing.T, m *testrig.Market, change ...func(*provider.Config)) *payRig {
 	t.Helper()
 	r := &payRig{T: t, Rig: providerrig.NewX402(t, m, change...)}
 	var err error
@@ -98,8 +98,8 @@ func (n *tenant) openWallet() *wallet.Wallet {
 		}
 	}
 	config := wallet.Config{
-		Key: n.key, Backend: n.Backend, Token: n.Config.Token, Database: n.database, Clock: n.clock,
-		Caps: tenantCaps, Poll: 5 * time.Millisecond, ClockOff: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Key: n.key, Chain: wallet.Chain{Backend: n.Backend, Poll: 5 * time.Millisecond, ClockTolerance: time.Hour}, Token: n.Config.Token, Database: n.database, Clock: n.clock,
+		Caps: tenantCaps, Log: slog.New(slog.DiscardHandler),
 	}
 	if n.change != nil {
 		n.change(&config)

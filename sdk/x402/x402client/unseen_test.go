@@ -5,19 +5,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // TestX402LeaveWithoutReceipts shows that a renter gets back what is in its channel where its node shows the receipt neither of the
 // request to withdraw nor of the withdrawal.
 func TestX402LeaveWithoutReceipts(t *testing.T) {
-	r := newPayRig(t, func(c *sdk.ProviderConfig) { c.X402.WithdrawDelay = 15 * time.Minute })
+	r := newPayRig(t, func(c *provider.Config) { c.X402.WithdrawDelay = 15 * time.Minute })
 	node := &testrig.Unindexed{Backend: r.Backend}
 	n := newTenant(t, r)
-	n.change = func(c *wallet.Config) { c.Backend = node }
+	n.change = func(c *wallet.Config) { c.Chain.Backend = node }
 	n.open()
 	n.tick()
 	if err := n.Provider.Settle(t.Context()); err != nil {
@@ -48,7 +48,7 @@ func TestX402DepositWithoutReceipt(t *testing.T) {
 	m := testrig.NewX402Market(t)
 	node := &testrig.Unindexed{Backend: m.Backend}
 	node.Hides(true)
-	n := newTenant(t, payRigOn(t, m, func(c *sdk.ProviderConfig) { c.RPC, c.Backend, c.OpenTimeout = "", node, 4*time.Second }))
+	n := newTenant(t, payRigOn(t, m, func(c *provider.Config) { c.RPC, c.Chain.Backend, c.Deposits.Timeout = "", node, 4*time.Second }))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if _, err := n.rental.Tick(ctx); err != nil {
@@ -61,7 +61,7 @@ func TestX402DepositWithoutReceipt(t *testing.T) {
 func TestX402RefundWithoutReceipt(t *testing.T) {
 	m := testrig.NewX402Market(t)
 	node := &testrig.Unindexed{Backend: m.Backend}
-	n := newTenant(t, payRigOn(t, m, func(c *sdk.ProviderConfig) { c.RPC, c.Backend, c.OpenTimeout = "", node, 3*time.Second }))
+	n := newTenant(t, payRigOn(t, m, func(c *provider.Config) { c.RPC, c.Chain.Backend, c.Deposits.Timeout = "", node, 3*time.Second }))
 	n.tick()
 	node.Hides(true)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -18,16 +18,16 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
 // Rig is a provider that runs behind an HTTP server, and can be stopped and started again.
 type Rig struct {
 	*rig.Market
-	Config   sdk.ProviderConfig // of the next Start
-	Provider *sdk.Provider
+	Config   provider.Config // of the next Start
+	Provider *provider.Server
 	Server   *httptest.Server // nil while it is stopped
 
 	t    testing.TB
@@ -37,13 +37,13 @@ type Rig struct {
 
 // New starts a provider of leases on four simulated GPUs, at 1000 base units a GPU-second and fast enough to watch. It is
 // stopped when the test ends.
-func New(t testing.TB, m *rig.Market, change ...func(*sdk.ProviderConfig)) *Rig {
+func New(t testing.TB, m *rig.Market, change ...func(*provider.Config)) *Rig {
 	t.Helper()
-	return start(t, m, sdk.ProviderConfig{
-		Backend: m.Backend, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
-		Source: testclock.GPUs(4), Clock: testclock.Process(), Credit: 2 * time.Second,
-		Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second, Poll: 50 * time.Millisecond,
+	return start(t, m, provider.Config{
+		Chain: provider.Chain{Backend: m.Backend, Poll: 50 * time.Millisecond}, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee),
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.01"},
+		Source: testclock.GPUs(4), Metering: provider.Metering{Clock: testclock.Process(), Tick: 50 * time.Millisecond, RecordEvery: 100 * time.Millisecond, MaxGap: time.Second}, Terms: provider.Terms{Credit: 2 * time.Second},
+
 		Log: slog.New(slog.DiscardHandler),
 	}, change)
 }
@@ -55,20 +55,20 @@ const (
 )
 
 // NewX402 starts a provider that takes x402, on a market that rig.NewX402Market made.
-func NewX402(t testing.TB, m *rig.Market, change ...func(*sdk.ProviderConfig)) *Rig {
+func NewX402(t testing.TB, m *rig.Market, change ...func(*provider.Config)) *Rig {
 	t.Helper()
-	return start(t, m, sdk.ProviderConfig{
-		RPC: m.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee), X402: &sdk.X402Config{Window: Window, Slack: Slack},
-		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", MinDeposit: "0.01",
-		Source: testclock.GPUs(2), Clock: testclock.Process(), Credit: 2 * time.Second,
-		Tick: 20 * time.Millisecond, RecordEvery: 50 * time.Millisecond, MaxGap: 10 * time.Second, Poll: 50 * time.Millisecond,
-		SuspendTimeout: time.Minute, MinGrace: time.Minute, ClockTolerance: 24 * time.Hour, OpenTimeout: time.Minute,
+	return start(t, m, provider.Config{
+		RPC: m.URL, Escrow: m.Escrow, Token: m.Token, Key: channel.NewKey(m.Payee), X402: &provider.X402{Window: Window, Slack: Slack},
+		Database: filepath.Join(t.TempDir(), "provider.db"), PricePerGPUHour: "3.60", Deposits: provider.Deposits{Min: "0.01", Timeout: time.Minute},
+		Source: testclock.GPUs(2), Metering: provider.Metering{Clock: testclock.Process(), Tick: 20 * time.Millisecond, RecordEvery: 50 * time.Millisecond, MaxGap: 10 * time.Second}, Terms: provider.Terms{Credit: 2 * time.Second, SuspendTimeout: time.Minute},
+		Chain: provider.Chain{Poll: 50 * time.Millisecond, MinGrace: time.Minute, ClockTolerance: 24 * time.Hour},
+
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1), Dust: *uint256.NewInt(1)},
 		Log:        rig.Warnings(t),
 	}, change)
 }
 
-func start(t testing.TB, m *rig.Market, config sdk.ProviderConfig, change []func(*sdk.ProviderConfig)) *Rig {
+func start(t testing.TB, m *rig.Market, config provider.Config, change []func(*provider.Config)) *Rig {
 	t.Helper()
 	for _, c := range change {
 		if c != nil {
@@ -84,7 +84,7 @@ func start(t testing.TB, m *rig.Market, config sdk.ProviderConfig, change []func
 // Start starts a provider with Config.
 func (r *Rig) Start() {
 	r.t.Helper()
-	p, err := sdk.NewProvider(r.t.Context(), r.Config)
+	p, err := provider.New(r.t.Context(), r.Config)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/sdk"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
@@ -15,11 +15,11 @@ import (
 // renter closed with.
 func TestRestartedProviderGoesOn(t *testing.T) {
 	m := rig.NewMarket(t)
-	r := New(t, m, func(c *sdk.ProviderConfig) { c.Credit = time.Hour })
+	r := New(t, m, func(c *provider.Config) { c.Terms.Credit = time.Hour })
 	client, err := renter.New(t.Context(), renter.Config{
-		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(m.Payer), Database: t.TempDir() + "/renter.db",
+		Chain: wallet.Chain{Backend: m.Backend, Poll: 50 * time.Millisecond}, Token: m.Token, Key: channel.NewKey(m.Payer), Database: t.TempDir() + "/renter.db",
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
-		Tolerance: 300 * time.Millisecond, Patience: time.Minute, Poll: 50 * time.Millisecond, Log: r.Config.Log,
+		Tolerance: 300 * time.Millisecond, Patience: time.Minute, Log: r.Config.Log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -20,10 +20,10 @@ import (
 func Config(t testing.TB, m *rig.Market, key *ecdsa.PrivateKey) renter.Config {
 	t.Helper()
 	return renter.Config{
-		Backend: m.Backend, Token: m.Token, Key: channel.NewKey(key),
+		Chain: wallet.Chain{Backend: m.Backend, Poll: 50 * time.Millisecond}, Token: m.Token, Key: channel.NewKey(key),
 		Database:  filepath.Join(t.TempDir(), "renter.db"),
 		Caps:      wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
-		Tolerance: 300 * time.Millisecond, Patience: 2 * time.Second, Poll: 50 * time.Millisecond,
+		Tolerance: 300 * time.Millisecond, Patience: 2 * time.Second,
 		Log: slog.New(slog.DiscardHandler),
 	}
 }

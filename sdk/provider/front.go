@@ -1,0 +1,85 @@
+package provider
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/limit"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+func checkPublicURL(text string) error {
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return errors.New("provider: PublicURL must be a URL such as https://gpus.example.org, without a query or credentials")
+	}
+	return nil
+}
+
+// maxAddress bounds what of a request's address is repeated in an answer; bytes.
+const maxAddress = 1 << 10
+
+// frontDesk answers as every part of the provider does.
+type frontDesk struct{ p *Server }
+
+// AddressOf is the URL of what was asked for, as its client knows it.
+func (d frontDesk) AddressOf(r *http.Request) string {
+	uri := r.RequestURI
+	if len(uri) > maxAddress || !strings.HasPrefix(uri, "/") {
+		uri = "/"
+	}
+	if d.p.config.HTTP.PublicURL != "" {
+		return strings.TrimRight(d.p.config.HTTP.PublicURL, "/") + uri
+	}
+	host := r.Host
+	if len(host) > maxAddress {
+		host = "localhost"
+	}
+	return d.p.proxies.Scheme(r) + "://" + host + uri
+}
+
+// Refuse answers with a problem and, where a payment can mend it, with a fresh
+// challenge.
+func (d frontDesk) Refuse(w http.ResponseWriter, r *http.Request, err error) {
+	problem := d.Problem(err)
+	if problem.Status == http.StatusPaymentRequired && !d.p.limiter.Challenge(r) {
+		problem = wire.TooMany.With("too many requests without a payment from your address: wait a second")
+	}
+	d.p.metrics.Refused(problem)
+	if problem.Status == http.StatusPaymentRequired {
+		if err := d.p.schemes.Offer(w.Header(), r); err != nil {
+			problem = wire.Internal.With("no challenge could be made")
+		} else {
+			problem.FreeGPUs = d.p.capacity.free()
+		}
+	}
+	switch problem.Status {
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "10")
+	case http.StatusTooManyRequests:
+		w.Header().Set("Retry-After", "2")
+	}
+	serve.Hurry(w)
+	problem.Write(w)
+}
+
+// Problem is what a renter is told of an error.
+func (d frontDesk) Problem(err error) *wire.Problem {
+	problem := problemOf(err)
+	if problem.Status == http.StatusInternalServerError { // nothing else may a stranger write into the log at will
+		d.p.config.Log.Error("request failed", "error", err)
+	} else {
+		d.p.config.Log.Debug("request refused", "problem", problem.Type, "error", err)
+	}
+	return problem
+}
+
+// behind reads who stands in front of the provider. That it can be read was
+// checked.
+func (p *Server) behind() { p.proxies, _ = limit.ParseProxies(p.config.HTTP.TrustedProxies) }

@@ -1,0 +1,123 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
+	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
+)
+
+// mounts are the schemes by which providers are paid, each a line. The first takes what no other does.
+var mounts = []mount{
+	mountSession,
+	mountX402,
+}
+
+// mount has a provider paid by a scheme, if its configuration and the chain have what that needs. It is asked once, at the start.
+type mount func(ctx context.Context, p *Server) (mounted, error)
+
+// mounted is a scheme by which a provider is paid.
+type mounted struct {
+	contract chain.Contract                                                    // of its channels: what is vouchered on them is settled there
+	open     func(ctx context.Context, deps schemeDeps) (scheme.Scheme, error) // has leases paid by it; nil: the provider does not take it
+}
+
+// chooseSchemes has the provider paid by those schemes that are in order here, and its settlements go to their contracts.
+func (p *Server) chooseSchemes(ctx context.Context) error {
+	for _, by := range slices.Concat(mounts, p.config.mounts) {
+		m, err := by(ctx, p)
+		if err != nil {
+			return err
+		}
+		if m.open == nil {
+			continue
+		}
+		p.mounted = append(p.mounted, m)
+		if to := &p.settlement.contracts; !slices.Contains(*to, m.contract) {
+			*to = append(*to, m.contract)
+		}
+	}
+	return nil
+}
+
+// openSchemes has leases paid by the schemes that were chosen.
+func (p *Server) openSchemes(ctx context.Context) error {
+	deps := schemeDeps{
+		config: p.config, minDeposit: p.minDeposit, minTransfer: p.minTransfer,
+		db: p.db, store: p.store, escrow: p.escrow, payee: p.payee, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
+		leases: p.directory, gpus: &p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
+	}
+	p.reserved.Left = p.capacity.left
+	if p.gateway != nil {
+		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.capacity.pool, Log: p.config.Log,
+			TTL: func() time.Duration { return p.config.Deposits.Timeout + p.leases.Deps.Timing.Begins() }}
+	}
+	for _, m := range p.mounted {
+		s, err := m.open(ctx, deps)
+		if err != nil {
+			return err
+		}
+		p.schemes = append(p.schemes, s)
+	}
+	return nil
+}
+
+// mountSession has the provider paid by vouchers on the escrow's channels, its own scheme.
+func mountSession(_ context.Context, p *Server) (mounted, error) {
+	return mounted{p.escrow, func(ctx context.Context, deps schemeDeps) (scheme.Scheme, error) {
+		minter, err := p.challenges(ctx)
+		c := deps.config
+		return sessionscheme.New(sessionscheme.Deps{
+			Key: c.Key, PastKeys: c.PastKeys, Meter: c.Metering.Key.Address(), Gasless: p.gasless,
+			Credit: c.Terms.Credit, Tick: c.Metering.Tick, RecordEvery: c.Metering.RecordEvery, OpenTimeout: c.Deposits.Timeout, Poll: c.Chain.Poll,
+			Confirmations: c.Chain.Confirmations, MinTransfer: deps.minTransfer,
+			DB: deps.db, Store: deps.store, Escrow: deps.escrow, Payee: deps.payee, Sender: deps.sender, Limiter: deps.limiter, Sponsor: deps.sponsor,
+			Marks: p.leases.Deps.Marks, Metrics: deps.metrics, OpenStreams: deps.metrics.streams, Starts: deps.starts, Log: c.Log,
+			Leases: deps.leases, GPUs: deps.gpus, Debts: deps.debts, Outbox: deps.outbox, Front: deps.front, Mute: p.directory.Mute,
+		}, minter), err
+	}}, nil
+}
+
+// Metered puts a handler behind payments of x402: each request is charged the
+// time of the route's GPUs while the handler runs, whatever status it answers.
+// The handler's context ends when the time that was paid for is used up, and what
+// it writes to a client that does not read fails soon after. An answer that is
+// kept may have Config.X402.MaxReply bytes, and so may a request's body.
+func (p *Server) Metered(route Route, h http.Handler) (http.Handler, error) {
+	x := scheme.Of[*x402scheme.Scheme](p.schemes)
+	if x == nil {
+		return nil, errors.New("provider: Metered needs Config.X402")
+	}
+	if len(route.Devices) == 0 || route.MaxTime < p.config.Metering.Tick {
+		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Metering.Tick)
+	}
+	for i, uuid := range route.Devices {
+		known := slices.ContainsFunc(p.leases.Offered.Devices, func(d metering.Device) bool { return d.UUID == uuid })
+		if !known || slices.Contains(route.Devices[:i], uuid) {
+			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
+		}
+	}
+	return x.Metered(x402scheme.MeteredRoute{Devices: route.Devices, MaxTime: route.MaxTime, Streamed: route.Streamed, WriteTimeout: route.writeTimeout}, h)
+}
+
+// deviceBook is where the devices of metered requests are, beside those of leases.
+func (p *Server) deviceBook() inventory.Book {
+	a, ok := p.config.Allocator.(inventory.Keeper)
+	switch {
+	case ok:
+		return a.Inventory().Book()
+	case p.gateway != nil:
+		return p.gateway.Devices()
+	}
+	return &p.named.Own
+}
