@@ -144,7 +144,7 @@ func TestImportsPointOneWay(t *testing.T) {
 // TestProductHoldsNoTests: what tests run against is imported by tests alone.
 func TestProductHoldsNoTests(t *testing.T) {
 	const rigs = "sdk/internal/rig"
-	eachSource(t, func(folder string, file *ast.File, _ int) {
+	eachSource(t, func(folder string, file *ast.File, _ func(token.Pos) int) {
 		for _, spec := range file.Imports {
 			if strings.HasPrefix(strings.Trim(spec.Path.Value, `"`), module+rigs) && !strings.HasPrefix(folder, rigs) {
 				t.Errorf("%s imports %s, which is of tests", folder, spec.Path.Value)
@@ -185,7 +185,7 @@ const mostMethods = 40
 // TestTypesAreSmall: no type has more than mostMethods methods of its own, generated ones apart.
 func TestTypesAreSmall(t *testing.T) {
 	have := make(map[string]int)
-	eachSource(t, func(folder string, file *ast.File, _ int) {
+	eachSource(t, func(folder string, file *ast.File, _ func(token.Pos) int) {
 		for _, decl := range file.Decls {
 			if method, ok := decl.(*ast.FuncDecl); ok && method.Recv != nil {
 				have[folder+"."+receiver(method.Recv.List[0].Type)]++
@@ -193,6 +193,23 @@ func TestTypesAreSmall(t *testing.T) {
 		}
 	})
 	atMost(t, "methods", have, mostMethods, nil)
+}
+
+// mostOfAFunction is how many lines a function has at most: what is longer is not read at one look.
+const mostOfAFunction = 59
+
+// TestFunctionsAreShort: no function has more than mostOfAFunction lines.
+func TestFunctionsAreShort(t *testing.T) {
+	have := make(map[string]int)
+	eachSource(t, func(folder string, file *ast.File, line func(token.Pos) int) {
+		for _, decl := range file.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok {
+				name := folder + "." + f.Name.Name
+				have[name] = max(have[name], line(f.End())-line(f.Pos())+1)
+			}
+		}
+	})
+	atMost(t, "lines", have, mostOfAFunction, nil)
 }
 
 // mostLines is how many lines of product code a package has at most: one that has more is several.
@@ -207,7 +224,7 @@ var long = map[string]int{
 // TestPackagesAreSmall: no package has more than mostLines lines, generated ones apart.
 func TestPackagesAreSmall(t *testing.T) {
 	have := make(map[string]int)
-	eachSource(t, func(folder string, _ *ast.File, lines int) { have[folder] += lines })
+	eachSource(t, func(folder string, file *ast.File, line func(token.Pos) int) { have[folder] += line(file.FileEnd) - 1 })
 	atMost(t, "lines", have, mostLines, long)
 }
 
@@ -229,7 +246,7 @@ func atMost(t *testing.T, what string, have map[string]int, most int, before map
 }
 
 // eachSource goes through the files of all packages, but tests and what is generated.
-func eachSource(t *testing.T, visit func(folder string, file *ast.File, lines int)) {
+func eachSource(t *testing.T, visit func(folder string, file *ast.File, line func(token.Pos) int)) {
 	t.Helper()
 	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
 		switch {
@@ -246,7 +263,7 @@ func eachSource(t *testing.T, visit func(folder string, file *ast.File, lines in
 			return err
 		}
 		folder := filepath.ToSlash(strings.TrimPrefix(filepath.Dir(path), ".."+string(filepath.Separator)))
-		visit(folder, file, files.File(file.FileStart).LineCount()-1)
+		visit(folder, file, files.File(file.FileStart).Line)
 		return nil
 	})
 	if err != nil {

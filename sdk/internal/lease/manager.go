@@ -177,10 +177,7 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	if h.Allocated != nil {
 		h.Allocated(s.ID)
 	}
-	a.LeaseID, a.Term = id, row.Term
-	text, err := json.Marshal(a)
-	row.Allocation = string(text)
-	if err == nil {
+	if err = row.Allocate(&a); err == nil {
 		err = h.bind(call, &row, s.ID, offer, meter)
 	}
 	if err == nil {

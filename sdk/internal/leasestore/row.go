@@ -42,6 +42,14 @@ type Row struct {
 	Binding    string `db:"binding"`      // JSON of the wire.MeterBinding that says so, at a gateway
 }
 
+// Allocate says which devices a lease has, and says to them whose they are.
+func (r *Row) Allocate(a *gpu.Allocation) error {
+	a.LeaseID, a.Term = common.HexToHash(r.ID), r.Term
+	text, err := json.Marshal(a)
+	r.Allocation = string(text)
+	return err
+}
+
 // Columns are those of a Row, for SELECT.
 var Columns = database.Columns[Row]()
 
