@@ -23,13 +23,13 @@ const pastKey = "GPUPAY_PAST_KEY"
 
 // serveFields are the flags behind what is configured.
 var serveFields = cli.Fields{
-	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "PublicURL": "public-url",
-	"Retention": "retention", "Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "MinDeposit": "min-deposit",
-	"Credit": "credit", "DebtKept": "debt-kept", "RecordEvery": "record-every", "SuspendTimeout": "suspend-timeout",
-	"X402": "x402", "X402.Window": "x402-window", "ChainID": "chain-id", "Confirmations": "confirmations", "Finality": "finality", "Poll": "poll",
-	"MinGrace": "min-grace", "MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
-	"Watchtowers": "watchtowers", "WatchtowerEvery": "watchtower-every", "Nodes": "nodes", "NodeIdentity": "node-identity",
-	"MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "TrustedProxies": "trusted-proxies",
+	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "HTTP.PublicURL": "public-url",
+	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Deposits.Min": "min-deposit",
+	"Terms.Credit": "credit", "Terms.DebtKept": "debt-kept", "Metering.RecordEvery": "record-every", "Terms.SuspendTimeout": "suspend-timeout",
+	"X402": "x402", "X402.Window": "x402-window", "Chain.ID": "chain-id", "Chain.Confirmations": "confirmations", "Chain.Finality": "finality", "Chain.Poll": "poll",
+	"Chain.MinGrace": "min-grace", "Chain.MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
+	"Watchtowers.URLs": "watchtowers", "Watchtowers.Every": "watchtower-every", "Nodes.Links": "nodes", "Nodes.Identity": "node-identity",
+	"Terms.MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "HTTP.TrustedProxies": "trusted-proxies",
 }
 
 // serve is a provider: it rents out GPUs and settles what it is owed.

@@ -125,7 +125,7 @@ func (n *Agent) configureLeases() {
 		Placer: placement.Local{Allocator: contain.Allocator{Allocator: n.config.Allocator, Log: n.config.Log}}, Sick: n.leases.Offered.Quarantines(n.config.Allocator), Liveness: contain.Liveness(n.config.Log, n.config.Allocator), Source: n.config.Source, Clock: n.config.Clock, Store: n.store,
 		Metrics: metrics, Log: n.config.Log, Ended: n.leases.Drop, Dropped: n.leases.Drop,
 		Timing: lease.Timing{Tick: metering.DefaultTick, RecordEvery: 5 * time.Second,
-			SuspendTimeout: n.config.SuspendTimeout, AliveEvery: n.config.AliveEvery, CallTimeout: n.config.CallTimeout},
+			SuspendTimeout: n.config.SuspendTimeout, AliveEvery: n.config.AliveEvery, CallTimeout: n.config.CommandTimeout},
 	}
 }
 

@@ -95,10 +95,12 @@ func TestConfig(t *testing.T) {
 		"key usage": func(c *Config) {
 			c.Identity, _ = testCA().Issue("n.node.gpupay.internal", x509.ExtKeyUsageClientAuth)
 		},
-		"authority":     func(c *Config) { c.Identity.CA = testrig.NewAuthority().Pair.Leaf },
-		"MeterKey":      func(c *Config) { c.MeterKey = nil },
-		"Database":      func(c *Config) { c.Database = "" },
-		"Source is nil": func(c *Config) { c.Source = nil },
+		"authority":            func(c *Config) { c.Identity.CA = testrig.NewAuthority().Pair.Leaf },
+		"MeterKey":             func(c *Config) { c.MeterKey = nil },
+		"Database":             func(c *Config) { c.Database = "" },
+		"SuspendTimeout, Comm": func(c *Config) { c.SuspendTimeout = -1 },
+		"CommandTimeout and":   func(c *Config) { c.CommandTimeout = -1 },
+		"Source is nil":        func(c *Config) { c.Source = nil },
 	} {
 		config := good
 		change(&config)

@@ -12,7 +12,6 @@ package node
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -45,10 +44,10 @@ type Config struct {
 	Allocator gpu.Allocator
 	// Payee is whose offers it meters for; anybody's whom its gateways serve if zero.
 	Payee common.Address
-	// SuspendTimeout is after how long an unpaid lease ends, also where no gateway is heard of; 5 min if zero.
+	// SuspendTimeout is after how long an unpaid lease ends, also where no gateway is heard of; 5 min if zero, not negative.
 	SuspendTimeout time.Duration
-	// CallTimeout is of one of the Allocator's commands; 30 s if zero.
-	CallTimeout time.Duration
+	// CommandTimeout is of one of the Allocator's commands; 30 s if zero, not negative.
+	CommandTimeout time.Duration
 	// AliveEvery is the time between looks at whether what was allocated is alive, where the Allocator says (gpu.Liveness); 10 s if
 	// zero, not negative.
 	AliveEvery time.Duration
@@ -60,7 +59,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.SuspendTimeout = cmp.Or(c.SuspendTimeout, 5*time.Minute)
-	c.CallTimeout = cmp.Or(c.CallTimeout, 30*time.Second)
+	c.CommandTimeout = cmp.Or(c.CommandTimeout, 30*time.Second)
 	c.AliveEvery = cmp.Or(c.AliveEvery, 10*time.Second)
 	if c.Clock == nil {
 		c.Clock = metering.System
@@ -80,8 +79,8 @@ func (c Config) check() error {
 		return errors.New("node: MeterKey is nil: give the key that signs usage records, as nodekeys.OpenMeterKey makes one")
 	case c.Database == "":
 		return errors.New("node: Database is empty: give the path of a file; it will hold records that are not delivered yet")
-	case c.AliveEvery < 0:
-		return fmt.Errorf("node: AliveEvery (%s) must not be negative", c.AliveEvery)
+	case min(c.SuspendTimeout, c.CommandTimeout, c.AliveEvery) < 0:
+		return errors.New("node: SuspendTimeout, CommandTimeout and AliveEvery must not be negative")
 	case c.Source == nil:
 		return errors.New("node: Source is nil: give nvml.Open(..) or, to try things out, sim.New(1)")
 	}

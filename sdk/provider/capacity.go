@@ -42,7 +42,7 @@ func (p *Server) listGPUs(ctx context.Context) (err error) {
 // newNodes makes the clients of a configuration's nodes.
 func (c Config) newNodes() (*remote.Nodes, error) {
 	if err := c.Nodes.Identity.CheckGateway(); err != nil {
-		return nil, fmt.Errorf("provider: NodeIdentity: %w", err)
+		return nil, fmt.Errorf("provider: Nodes.Identity: %w", err)
 	}
 	var clients []*nodelink.Client
 	for _, link := range c.Nodes.Links {

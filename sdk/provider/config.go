@@ -88,18 +88,19 @@ type Terms struct {
 	// check and store. Renters are told it in each challenge; one that pays exactly what is charged, and a close's, may grow by less.
 	// One base unit if empty, at most a quarter of what Credit is worth.
 	MinVoucherDelta string
-	// SuspendTimeout is after how long an unpaid lease ends, restarts included; 5 min if zero.
+	// SuspendTimeout is after how long an unpaid lease ends, restarts included; 5 min if zero, not negative.
 	SuspendTimeout time.Duration
-	// OfferTTL is how long an offer stays good for a new lease, at most, and half of it at least; 24 h if zero.
+	// OfferTTL is how long an offer stays good for a new lease, at most, and half of it at least; 24 h if zero, not negative.
 	OfferTTL time.Duration
 }
 
 // Deposits are what opens a channel.
 type Deposits struct {
 	// Min is the least deposit that opens a channel, in units of the token: it should be worth the gas of settling it, and is at
-	// least what of a channel is settled (Settlement.LeastRow). The price of ten minutes if empty.
+	// least what of a channel is settled (Settlement.LeastRow). The price of ten minutes if empty; "0" is no bound:
+	// then a new address has a new credit for no locked money.
 	Min string
-	// Timeout is how long a renter's request waits for Chain.Confirmations of its deposit; 60 s if zero.
+	// Timeout is how long a renter's request waits for Chain.Confirmations of its deposit; 60 s if zero, not negative.
 	Timeout time.Duration
 	// NoGasless sends no renters' ERC-3009 deposits: they need gas of their own.
 	NoGasless bool
@@ -121,7 +122,7 @@ type Metering struct {
 
 // Commands bound what an Allocator runs.
 type Commands struct {
-	// Timeout is of one command; 30 s if zero.
+	// Timeout is of one command; 30 s if zero, not negative.
 	Timeout time.Duration
 	// AliveEvery is the time between looks at whether what was allocated is alive, where the Allocator says (gpu.Liveness): dead time
 	// of as much is billed. 10 s if zero, not negative.
@@ -152,12 +153,12 @@ type Chain struct {
 	// Finality is after how many blocks no re-org undoes one: what the chain says and these books do not know counts for good then.
 	// 32 if zero.
 	Finality uint64
-	// Poll is the time between looks; 2 s if zero.
+	// Poll is the time between looks; 2 s if zero, not negative.
 	Poll time.Duration
 	// MinGrace refuses an escrow, or X402.WithdrawDelay, with less time to settle; chain.GraceFloor if zero: 2 h, on local chains
-	// 10 min.
+	// 10 min. Not negative.
 	MinGrace time.Duration
-	// ClockTolerance is the most that our clock and the chain's may differ; 2 min if zero.
+	// ClockTolerance is the most that our clock and the chain's may differ; 2 min if zero, not negative.
 	ClockTolerance time.Duration
 	// MaxFee is the most that a transaction of ours offers for a unit of gas, in wei; chain.DefaultMaxFee of the chain if nil (500
 	// gwei on most).
@@ -199,7 +200,7 @@ type Nodes struct {
 type Watchtowers struct {
 	// URLs are theirs; none if empty.
 	URLs []string
-	// Every is how often they are told at most; 10 s if zero.
+	// Every is how often they are told at most; 10 s if zero, not negative.
 	Every time.Duration
 }
 
@@ -264,47 +265,61 @@ func (c Config) check() error {
 	case len(c.Nodes.Links) > 0 && (c.Source != nil || c.Allocator != nil):
 		return errors.New("provider: Nodes meter: leave Source and Allocator nil, or run a node on this host, too")
 	case len(c.Nodes.Links) > 0 && c.X402 != nil:
-		return errors.New("provider: X402 is paid by windows that a node does not cut: leave Nodes empty, or X402 nil")
+		return errors.New("provider: X402 is paid by windows that a node does not cut: leave Nodes.Links empty, or X402 nil")
 	case c.Records.Retention < 0 || c.Records.Retention > 0 && c.Records.Retention < 24*time.Hour:
-		return fmt.Errorf("provider: Retention (%s) must be zero (for ever) or at least a day", c.Records.Retention)
+		return fmt.Errorf("provider: Records.Retention (%s) must be zero (for ever) or at least a day", c.Records.Retention)
 	case c.Records.Retention > 0 && c.Records.Archive == "":
-		return errors.New("provider: Retention deletes usage records: name the directory Archive, where they are written before")
+		return errors.New("provider: Records.Retention deletes usage records: name the directory Records.Archive, where they are written before")
 	case c.Takeover < time.Second:
 		return fmt.Errorf("provider: Takeover (%s) must be at least a second: less takes leases from gateways that are only slow", c.Takeover)
-	case c.Commands.AliveEvery < 0:
-		return fmt.Errorf("provider: AliveEvery (%s) must not be negative", c.Commands.AliveEvery)
 	case c.Metering.MaxGap < 2*c.Metering.Tick:
-		return fmt.Errorf("provider: MaxGap (%s) must be at least two of Tick (%s): a reading that is a little late, or takes long, would bill nothing", c.Metering.MaxGap, c.Metering.Tick)
+		return fmt.Errorf("provider: Metering.MaxGap (%s) must be at least two of Metering.Tick (%s): a reading that is a little late, or takes long, would bill nothing", c.Metering.MaxGap, c.Metering.Tick)
 	case c.Metering.RecordEvery < c.Metering.Tick:
-		return fmt.Errorf("provider: RecordEvery (%s) is shorter than Tick (%s)", c.Metering.RecordEvery, c.Metering.Tick)
+		return fmt.Errorf("provider: Metering.RecordEvery (%s) is shorter than Metering.Tick (%s)", c.Metering.RecordEvery, c.Metering.Tick)
 	case c.Metering.RecordEvery < metering.MinRecordEvery:
-		return fmt.Errorf("provider: RecordEvery (%s) must be at least %s: renters refuse more, which would fill their disks", c.Metering.RecordEvery, metering.MinRecordEvery)
+		return fmt.Errorf("provider: Metering.RecordEvery (%s) must be at least %s: renters refuse more, which would fill their disks", c.Metering.RecordEvery, metering.MinRecordEvery)
 	case c.Terms.Credit < time.Second || c.Terms.Credit%time.Second != 0:
-		return fmt.Errorf("provider: Credit (%s) must be whole seconds, at least one: so the offer says it", c.Terms.Credit)
+		return fmt.Errorf("provider: Terms.Credit (%s) must be whole seconds, at least one: so the offer says it", c.Terms.Credit)
 	case min(c.Metering.Tick, c.Metering.MaxGap, c.Metering.RecordEvery) < 0 || c.Metering.Tick%time.Millisecond != 0 || c.Metering.MaxGap%time.Millisecond != 0 || c.Metering.RecordEvery%time.Millisecond != 0:
-		return fmt.Errorf("provider: Tick (%s), MaxGap (%s) and RecordEvery (%s) must be whole milliseconds: so the offer says them", c.Metering.Tick, c.Metering.MaxGap, c.Metering.RecordEvery)
+		return fmt.Errorf("provider: Metering.Tick (%s), Metering.MaxGap (%s) and Metering.RecordEvery (%s) must be whole milliseconds: so the offer says them", c.Metering.Tick, c.Metering.MaxGap, c.Metering.RecordEvery)
 	case c.Terms.Credit < 4*c.Metering.Tick:
-		return fmt.Errorf("provider: Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Terms.Credit, 4*c.Metering.Tick)
+		return fmt.Errorf("provider: Terms.Credit (%s) must be at least four ticks (%s): less suspends every lease at once", c.Terms.Credit, 4*c.Metering.Tick)
 	}
 	if _, err := limit.ParseProxies(c.HTTP.TrustedProxies); err != nil {
-		return fmt.Errorf("provider: TrustedProxies: %w", err)
+		return fmt.Errorf("provider: HTTP.TrustedProxies: %w", err)
 	}
 	if err := errors.Join(checkPublicURL(c.HTTP.PublicURL), cors.Origins(c.HTTP.AllowedOrigins).Check()); err != nil {
 		return err
 	}
 	if err := tower.CheckURLs(c.Watchtowers.URLs); err != nil {
-		return fmt.Errorf("provider: Watchtowers: %w", err)
+		return fmt.Errorf("provider: Watchtowers.URLs: %w", err)
 	}
-	return errors.Join(c.Settlement.Check(), c.Limits.check())
+	return errors.Join(c.checkTimes(), c.Settlement.Check(), c.Limits.check())
 }
 
-// connect dials the chain and checks everything about it that could cost
-// money later.
+// checkTimes refuses times below zero, which nothing can wait for.
+func (c Config) checkTimes() error {
+	for _, time := range []struct {
+		field string
+		is    time.Duration
+	}{
+		{"Terms.SuspendTimeout", c.Terms.SuspendTimeout}, {"Terms.OfferTTL", c.Terms.OfferTTL}, {"Deposits.Timeout", c.Deposits.Timeout},
+		{"Commands.Timeout", c.Commands.Timeout}, {"Commands.AliveEvery", c.Commands.AliveEvery}, {"Chain.Poll", c.Chain.Poll},
+		{"Chain.MinGrace", c.Chain.MinGrace}, {"Chain.ClockTolerance", c.Chain.ClockTolerance}, {"Watchtowers.Every", c.Watchtowers.Every},
+	} {
+		if time.is < 0 {
+			return fmt.Errorf("provider: %s (%s) must not be negative", time.field, time.is)
+		}
+	}
+	return nil
+}
+
 // graceFloor is the least time to settle that is accepted of an escrow and given to x402's clients.
 func (c Config) graceFloor(e *chain.Escrow) time.Duration {
 	return cmp.Or(c.Chain.MinGrace, chain.GraceFloor(e.ChainID()))
 }
 
+// connect dials the chain and checks everything about it that could cost money later.
 func (c Config) connect(ctx context.Context) (*chain.Escrow, *chain.Token, error) {
 	backend := chain.Checked(c.Chain.Backend)
 	if c.Chain.Backend == nil {
@@ -324,7 +339,7 @@ func (c Config) connect(ctx context.Context) (*chain.Escrow, *chain.Token, error
 	}
 	floor := c.graceFloor(escrow)
 	if c.X402 != nil && c.X402.WithdrawDelay != 0 && c.X402.WithdrawDelay < floor {
-		return nil, nil, fmt.Errorf("%w: X402.WithdrawDelay is %s, at least %s is needed on chain %d (MinGrace)", chain.ErrGrace, c.X402.WithdrawDelay, floor, escrow.ChainID())
+		return nil, nil, fmt.Errorf("%w: X402.WithdrawDelay is %s, at least %s is needed on chain %d (Chain.MinGrace)", chain.ErrGrace, c.X402.WithdrawDelay, floor, escrow.ChainID())
 	}
 	if err := errors.Join(escrow.CheckGrace(floor), escrow.CheckClock(ctx, c.Chain.ClockTolerance), escrow.CheckHistory(ctx, c.Chain.Confirmations)); err != nil {
 		return nil, nil, err

@@ -44,3 +44,26 @@ func TestCreditIsWholeSeconds(t *testing.T) {
 		}
 	}
 }
+
+// TestTimesBelowZero: a time that nothing can wait for is refused in one line that names its field.
+func TestTimesBelowZero(t *testing.T) {
+	good := payConfig(t, nil, "http://127.0.0.1", "0x1111111111111111111111111111111111111111", "0x2222222222222222222222222222222222222222", "x.db")
+	good.Key = strangerKey
+	for field, of := range map[string]func(*Config) *time.Duration{
+		"Terms.SuspendTimeout": func(c *Config) *time.Duration { return &c.Terms.SuspendTimeout },
+		"Terms.OfferTTL":       func(c *Config) *time.Duration { return &c.Terms.OfferTTL },
+		"Deposits.Timeout":     func(c *Config) *time.Duration { return &c.Deposits.Timeout },
+		"Commands.Timeout":     func(c *Config) *time.Duration { return &c.Commands.Timeout },
+		"Commands.AliveEvery":  func(c *Config) *time.Duration { return &c.Commands.AliveEvery },
+		"Chain.Poll":           func(c *Config) *time.Duration { return &c.Chain.Poll },
+		"Chain.MinGrace":       func(c *Config) *time.Duration { return &c.Chain.MinGrace },
+		"Chain.ClockTolerance": func(c *Config) *time.Duration { return &c.Chain.ClockTolerance },
+		"Watchtowers.Every":    func(c *Config) *time.Duration { return &c.Watchtowers.Every },
+	} {
+		c := good
+		*of(&c) = -time.Second
+		if err := c.withDefaults().check(); err == nil || !strings.Contains(err.Error(), field+" (-1s) must not be negative") {
+			t.Errorf("%s below zero: %v", field, err)
+		}
+	}
+}

@@ -37,7 +37,7 @@ func Example() {
 	site := httptest.NewServer(server)
 	defer site.Close()
 
-	answer, err := http.Post(site.URL+"/leases", "", nil)
+	answer, err := http.Post(site.URL+"/lease", "", nil)
 	must(err)
 	defer answer.Body.Close()
 	fmt.Println(answer.Status)

@@ -17,7 +17,7 @@ func checkPublicURL(text string) error {
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return errors.New("provider: PublicURL must be a URL such as https://gpus.example.org, without a query or credentials")
+		return errors.New("provider: HTTP.PublicURL must be a URL such as https://gpus.example.org, without a query or credentials")
 	}
 	return nil
 }

@@ -32,12 +32,12 @@ func pricesOf(c Config, decimals uint8) (prices, error) {
 		return p, fmt.Errorf("provider: PricePerGPUHour: %w", err)
 	}
 	if p.credit, err = p.price.Charge(uint64(c.Terms.Credit)); err != nil {
-		return p, fmt.Errorf("provider: Credit: %w", err)
+		return p, fmt.Errorf("provider: Terms.Credit: %w", err)
 	}
-	if p.minTransfer, err = p.amount("MinTransfer", c.Terms.MinTransfer); err != nil {
+	if p.minTransfer, err = p.amount("Terms.MinTransfer", c.Terms.MinTransfer); err != nil {
 		return p, err
 	}
-	if p.minDeposit, err = p.amount("MinDeposit", c.Deposits.Min); c.Deposits.Min == "" {
+	if p.minDeposit, err = p.amount("Deposits.Min", c.Deposits.Min); c.Deposits.Min == "" {
 		p.minDeposit, err = p.price.Charge(uint64(10 * time.Minute))
 	}
 	if err != nil {
@@ -63,13 +63,13 @@ func (p *prices) amount(field, text string) (v uint256.Int, err error) {
 
 // leastDelta is Config.Terms.MinVoucherDelta in base units.
 func (p *prices) leastDelta(text string) (uint256.Int, error) {
-	v, err := p.amount("MinVoucherDelta", text)
+	v, err := p.amount("Terms.MinVoucherDelta", text)
 	if err != nil {
 		return v, err
 	}
 	var most uint256.Int
 	if most.Rsh(&p.credit, 2); v.Gt(&most) {
-		return v, fmt.Errorf("provider: MinVoucherDelta (%s) is over a quarter of what Credit is worth (%s): a renter could not pay in time", text, units.Format(most, p.decimals))
+		return v, fmt.Errorf("provider: Terms.MinVoucherDelta (%s) is over a quarter of what Terms.Credit is worth (%s): a renter could not pay in time", text, units.Format(most, p.decimals))
 	}
 	return v, nil
 }
@@ -87,7 +87,7 @@ func (p *prices) leastRow(contract chain.Contract) uint256.Int {
 // such a channel would ever be settled, and its payer leaves with all that it used.
 func (p *prices) worthSettling(contract chain.Contract) error {
 	if row := p.leastRow(contract); p.minDeposit.Lt(&row) {
-		return fmt.Errorf("provider: MinDeposit is %s, and of a channel less than %s is not settled (MinTransfer, Settlement.LeastRow): deposit more, or lower those",
+		return fmt.Errorf("provider: Deposits.Min is %s, and of a channel less than %s is not settled (Terms.MinTransfer, Settlement.LeastRow): deposit more, or lower those",
 			units.Format(p.minDeposit, p.decimals), units.Format(row, p.decimals))
 	}
 	return nil

@@ -31,7 +31,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Provider rents out GPUs over HTTP and is paid for the metered time. Embed it
+// Server rents out GPUs over HTTP and is paid for the metered time. Embed it
 // as an http.Handler under any path, and call Run beside the server:
 //
 //	p, err := provider.New(ctx, provider.Config{..})

@@ -52,7 +52,7 @@ func TestReleaseThatFailsOnce(t *testing.T) {
 			} else {
 				o := newOutpost(t)
 				o.stop()
-				o.config.Source, o.config.Allocator, o.config.CallTimeout, o.config.Log = host.Source, host, time.Second, quiet
+				o.config.Source, o.config.Allocator, o.config.CommandTimeout, o.config.Log = host.Source, host, time.Second, quiet
 				o.start()
 				r = newRig(t, o.link, generousCredit, func(c *Config) { c.Log = quiet })
 				healthz = func() http.Handler { return o.node.Health() }

@@ -56,17 +56,17 @@ func (c X402) withDefaults(p settle.Policy, floor time.Duration) X402 {
 func (c X402) check(p Config) error {
 	switch {
 	case p.Deposits.NoGasless:
-		return errors.New("provider: X402 needs NoGasless to be false: its clients pay by deposits that the provider sends")
+		return errors.New("provider: X402 needs Deposits.NoGasless to be false: its clients pay by deposits that the provider sends")
 	case c.WithdrawDelay < channel.MinWithdrawDelay || c.WithdrawDelay > channel.MaxWithdrawDelay || c.WithdrawDelay%time.Second != 0:
 		return fmt.Errorf("provider: X402.WithdrawDelay (%s) must be whole seconds from %s to %s", c.WithdrawDelay, channel.MinWithdrawDelay, channel.MaxWithdrawDelay)
 	case c.Window < p.Metering.Tick:
-		return fmt.Errorf("provider: X402.Window (%s) is shorter than Tick (%s)", c.Window, p.Metering.Tick)
+		return fmt.Errorf("provider: X402.Window (%s) is shorter than Metering.Tick (%s)", c.Window, p.Metering.Tick)
 	case c.Window < metering.MinRecordEvery:
 		return fmt.Errorf("provider: X402.Window (%s) must be at least %s: each has a record, and renters refuse more, which would fill their disks", c.Window, metering.MinRecordEvery)
 	case c.Slack < 4*p.Metering.Tick:
 		return fmt.Errorf("provider: X402.Slack (%s) must be at least four ticks (%s): less suspends every lease at once", c.Slack, 4*p.Metering.Tick)
 	case p.Metering.MaxGap > wire.MaxGapOfTicks:
-		return fmt.Errorf("provider: X402: MaxGap (%s) must be at most %s: whoever pays in advance takes no offer of readings that are later", p.Metering.MaxGap, wire.MaxGapOfTicks)
+		return fmt.Errorf("provider: X402: Metering.MaxGap (%s) must be at most %s: whoever pays in advance takes no offer of readings that are later", p.Metering.MaxGap, wire.MaxGapOfTicks)
 	case c.MaxTimeout < 2*chain.AuthorizationMargin || c.MaxTimeout%time.Second != 0:
 		return fmt.Errorf("provider: X402.MaxTimeout (%s) must be whole seconds, at least %s: a deposit must be mined in it", c.MaxTimeout, 2*chain.AuthorizationMargin)
 	case c.MaxReply < 0 || c.Line < 0 || c.Waiting < 0:

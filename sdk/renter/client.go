@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -35,8 +36,8 @@ type Client struct {
 // New connects to the chain and opens the database. Its errors are one
 // line each and say what to do.
 func New(ctx context.Context, config Config) (*Client, error) {
-	if config.MaxCredit < 0 {
-		return nil, errors.New("renter: MaxCredit must not be negative")
+	if config.MaxCredit != 0 && config.MaxCredit < time.Second {
+		return nil, fmt.Errorf("renter: MaxCredit (%s) must be at least 1s: offers say whole seconds", config.MaxCredit)
 	}
 	config.MaxCredit = cmp.Or(config.MaxCredit, time.Hour)
 	w, err := wallet.Open(ctx, config.wallet())

@@ -15,9 +15,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Config says who rents, with what money, and how much of it. Key, RPC
-// (or Backend), Token, Database and Caps are needed; the zero value of every
-// other field is its default.
+// Config says who rents, with what money, and how much of it. Key, RPC (or Chain.Backend), Token, Database and Caps are needed; the zero
+// value of every other field is its default.
 type Config struct {
 	// Key is the payer's: it deposits, signs vouchers and gets refunds. One key belongs to one running Client: two, also with a
 	// database each, replace each other's approvals and take each other's nonces, so that deposits revert, and each counts only its
@@ -43,9 +42,9 @@ type Config struct {
 	Relay Relay
 	// Chain is how the chain is looked at, and what a transaction may cost.
 	Chain wallet.Chain
-	// Tolerance is by how much a provider's clock may run ahead of ours; 2 s if zero.
+	// Tolerance is by how much a provider's clock may run ahead of ours; 2 s if zero, not negative.
 	Tolerance time.Duration
-	// Patience is how long to go without a usage record, or with a demand that none explains; 2 min if zero.
+	// Patience is how long to go without a usage record, or with a demand that none explains; 2 min if zero, not negative.
 	Patience time.Duration
 
 	// HTTP is http.DefaultClient if nil; its timeout is not used.

@@ -248,6 +248,8 @@ func TestRenterConfig(t *testing.T) {
 		{"no day cap", func(c *renter.Config) { c.Caps.PerDay = "" }, "Caps.PerDay is empty", nil},
 		{"no payee cap", func(c *renter.Config) { c.Caps.PerPayee = "" }, "Caps.PerPayee is empty", nil},
 		{"cap that is no number", func(c *renter.Config) { c.Caps.PerDay = "ten" }, "Caps.PerDay", channel.ErrAmount},
+		{"clock tolerance below zero", func(c *renter.Config) { c.Chain.ClockTolerance = -1 }, "must not be negative", nil},
+		{"credit that no offer can say", func(c *renter.Config) { c.MaxCredit = time.Second - 1 }, "MaxCredit (999.999999ms) must be", nil},
 		{"negative patience", func(c *renter.Config) { c.Patience = -1 }, "must not be negative", nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -53,11 +53,11 @@ type Config struct {
 	// Payees are whose channels are watched, whatever settling them costs. All payees' if empty, and then within SettleGas.
 	Payees []common.Address
 	// Patience is how long after a close request the payee may settle by itself, which saves our gas. An eighth of the grace period
-	// if zero, at most a half.
+	// if zero, at most a half, not negative.
 	Patience time.Duration
-	// RelayGas is for close requests and withdrawals, by payer; 0.005 and 0.05 ether if nil.
+	// RelayGas is for close requests and withdrawals, by payer; 0.005 and 0.05 ether where a figure is nil.
 	RelayGas GasBudget
-	// SettleGas is for settlements without Payees, by payee; 0.02 and 0.2 ether if nil. A channel is then settled twice an hour at
+	// SettleGas is for settlements without Payees, by payee; 0.02 and 0.2 ether where a figure is nil. A channel is then settled twice an hour at
 	// most.
 	SettleGas GasBudget
 	// Chain is how the chain is looked at, and what a transaction may cost.
@@ -77,11 +77,12 @@ type Config struct {
 type Chain struct {
 	// ID refuses any other chain; not checked if zero.
 	ID uint64
-	// MinGrace refuses an escrow with less time to settle; chain.GraceFloor if zero: 2 h, on local chains 10 min.
+	// MinGrace refuses an escrow with less time to settle; chain.GraceFloor if zero: 2 h, on local chains 10 min. Not
+	// negative.
 	MinGrace time.Duration
 	// Confirmations is after how many blocks a deposit counts; 1 (the block it is in) if zero.
 	Confirmations uint64
-	// Poll is the time between looks; 2 s if zero.
+	// Poll is the time between looks; 2 s if zero, not negative.
 	Poll time.Duration
 	// MaxFee is the most that a transaction offers for a unit of gas, in wei; chain.DefaultMaxFee of the chain if nil (500 gwei on
 	// most).
@@ -197,8 +198,10 @@ func (c Config) check() error {
 		return errors.New("watchtower: Tokens is empty: name each token whose channels are worth gas, and the least amount")
 	case slices.Contains(c.Payees, c.Key.Address()):
 		return fmt.Errorf("watchtower: Key is the payee's (%s): two programs with one key take each other's nonces; give it a key of its own", c.Key.Address())
-	case c.Patience < 0 || c.Chain.Poll < 0:
-		return errors.New("watchtower: Patience and Poll must not be negative")
+	case min(c.Patience, c.Chain.Poll, c.Chain.MinGrace) < 0:
+		return errors.New("watchtower: Patience, Chain.Poll and Chain.MinGrace must not be negative")
+	case c.Limits.Names < 0:
+		return errors.New("watchtower: Limits.Names must not be negative")
 	}
 	return nil
 }

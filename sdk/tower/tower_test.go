@@ -667,6 +667,8 @@ func TestTowerConfig(t *testing.T) {
 		"no contract":          func(c *tower.Config) { c.Tokens = map[common.Address]string{{1}: "1"} },
 		"not a decimal number": func(c *tower.Config) { c.Tokens = map[common.Address]string{k.Token: "much"} },
 		"Patience":             func(c *tower.Config) { c.Patience = time.Hour },
+		"Chain.MinGrace must":  func(c *tower.Config) { c.Chain.MinGrace = -1 },
+		"Limits.Names must":    func(c *tower.Config) { c.Limits.Names = -1 },
 		"key of its own":       func(c *tower.Config) { c.Payees = []common.Address{c.Key.Address()} },
 		"is needed":            func(c *tower.Config) { c.Chain.MinGrace = 48 * time.Hour },
 		"wrong chain":          func(c *tower.Config) { c.Chain.ID = 1 },

@@ -84,7 +84,7 @@ type Wallet struct {
 	sending chain.Backend // sends to all endpoints
 }
 
-// Config says who pays, with what money, and how much of it. Key, RPC (or Backend), Token, Database and Caps are needed;
+// Config says who pays, with what money, and how much of it. Key, RPC (or Chain.Backend), Token, Database and Caps are needed;
 // the zero value of every other field is its default.
 type Config struct {
 	// Key is the payer's: it deposits, signs vouchers and gets refunds. One key belongs to one running wallet: two, also with a
@@ -130,7 +130,7 @@ type Chain struct {
 	Poll time.Duration
 	// MaxGrace refuses an escrow that takes longer to leave; 7 days if zero, not negative.
 	MaxGrace time.Duration
-	// ClockTolerance is the most that our clock and the chain's may differ; 2 min if zero.
+	// ClockTolerance is the most that our clock and the chain's may differ; 2 min if zero, not negative.
 	ClockTolerance time.Duration
 	// MaxFee is the most that a transaction of ours offers for a unit of gas, in wei; chain.DefaultMaxFee of the chain if nil
 	// (500 gwei on most).
@@ -179,8 +179,8 @@ func (c Config) check() error {
 		return errors.New("renter: Token is empty: give the address of the token to pay in; the caps are in its units")
 	case c.Database == "":
 		return errors.New("renter: Database is empty: give the path of a file; it remembers where the deposits are")
-	case c.Tolerance < 0 || c.Patience < 0 || c.Chain.Poll < 0 || c.Chain.MaxGrace < 0:
-		return errors.New("renter: Tolerance, Patience, Poll and MaxGrace must not be negative")
+	case c.Tolerance < 0 || c.Patience < 0 || min(c.Chain.Poll, c.Chain.MaxGrace, c.Chain.ClockTolerance) < 0:
+		return errors.New("renter: Tolerance, Patience, Chain.Poll, Chain.MaxGrace and Chain.ClockTolerance must not be negative")
 	}
 	return nil
 }

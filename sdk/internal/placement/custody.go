@@ -65,7 +65,7 @@ func (f *Fence) Check(err error) {
 }
 
 // Forgotten reports that the lease's row is gone. A database that was not reached in
-// time is not asked: see replicas.guardCredit.
+// time is not asked: see gateways.guardCredit.
 func (f *Fence) Forgotten() bool {
 	if f.Tenure != nil && f.Tenure.Err() != nil {
 		return false

@@ -244,7 +244,7 @@ func (b *ledger) afford(ctx context.Context, value uint256.Int) error {
 
 // validBefore is until when the server may draw a deposit: as long as it asks for, but no longer than a deposit is ever
 // left open, by the later of the chain's clock and ours. Servers check it by their own. A chain that is further from
-// our clock than ClockOff is not believed: its endpoint, or our own clock, would have deposits signed that are good for
+// our clock than the wallet's Chain.ClockTolerance is not believed: its endpoint, or our own clock, would have deposits signed that are good for
 // days or years.
 func (b *payment) validBefore(ctx context.Context) (x402.Seconds, error) {
 	theirs, err := chain.Now(ctx, b.x.w.Backend)
@@ -253,7 +253,7 @@ func (b *payment) validBefore(ctx context.Context) (x402.Seconds, error) {
 	}
 	now := b.x.w.Now()
 	if off := now.Sub(theirs); off.Abs() > b.x.w.ClockOff {
-		return 0, fmt.Errorf("%w: this machine is %s off the endpoint's newest block (ClockOff is %s): no deposit is signed; set the clock, or use another endpoint",
+		return 0, fmt.Errorf("%w: this machine is %s off the endpoint's newest block (Chain.ClockTolerance is %s): no deposit is signed; set the clock, or use another endpoint",
 			chain.ErrClock, off.Round(time.Second), b.x.w.ClockOff)
 	}
 	if theirs.After(now) {
