@@ -332,8 +332,8 @@ func TestDeposedGatewaySignsNothing(t *testing.T) {
 		t.Fatal("the gateway that was cut off goes on")
 	}
 	before := keyA.distinct()
-	old.Fence.Lost.Store(false) // it does not know
-	old.Records.Unstored = nil  // nor what became of its last record
+	old.Fence.Lost.Store(false)                                                                                                   // it does not know
+	old.Records.Unstored = nil                                                                                                    // nor what became of its last record
 	if err := old.Records.Make(t.Context(), true); !errors.Is(err, leasestore.ErrNotOwner) && !errors.Is(err, context.Canceled) { // as it was let go
 		t.Errorf("a record of the old owner: %v", err)
 	}
