@@ -348,8 +348,8 @@ func TestNodesConfig(t *testing.T) {
 		"not the https URL":   func(c *Config) { c.Nodes.Links[0].URL = "10.0.0.5:8404" },
 		"http://x\" is not":   func(c *Config) { c.Nodes.Links[0].URL = "http://x" },
 		"no name of a node":   func(c *Config) { c.Nodes.Links[0].Name = "North" },
-		"NodeIdentity":        func(c *Config) { c.Nodes.Identity = testNode("n") },
-		"leave Nodes empty":   func(c *Config) { c.X402 = &X402{} },
+		"Nodes.Identity":      func(c *Config) { c.Nodes.Identity = testNode("n") },
+		"leave Nodes.Links":   func(c *Config) { c.X402 = &X402{} },
 		"leave Source":        func(c *Config) { c.Source = testclock.GPUs(1) },
 		"Source is nil: give": func(c *Config) { c.Nodes.Links = nil },
 	} {
