@@ -54,6 +54,7 @@ type rest struct {
 	until  time.Time
 	span   time.Duration
 	healed time.Time // since when it is metered again; zero: it is not
+	others bool      // it failed at another process last, not here
 
 	version int64     // of what the book has of it: see Sharing
 	kept    time.Time // until when the book has it rest
@@ -143,7 +144,7 @@ func (q *Quarantine) fails(uuid string) {
 	if first {
 		r.span = min(max(2*r.span, leastRest), mostRest)
 	}
-	r.until, r.healed = now.Add(r.span), time.Time{}
+	r.until, r.healed, r.others = now.Add(r.span), time.Time{}, false
 	if first || r.until.Sub(r.kept) >= r.span/renewed {
 		r.changed = now
 		q.stir()
@@ -213,6 +214,17 @@ func (q *Quarantine) heals(uuid string) {
 	r.changed = r.healed
 	q.rests[uuid] = r
 	q.stir()
+}
+
+// outlives hears that a lease goes on metering a device. Where another process says that it failed, and has not said so again for as long as
+// it would take to while the device fails on, that is over: it may have been written after the heal that this process wrote once.
+func (q *Quarantine) outlives(uuid string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	r, failed := q.rests[uuid], q.rests[uuid].until.Add(-q.rests[uuid].span)
+	if r.others && q.time().Sub(failed) > r.span/renewed+settled+sharedEvery {
+		q.heals(uuid)
+	}
 }
 
 // rest reports whether all of some devices rest.

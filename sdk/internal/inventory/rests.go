@@ -36,6 +36,8 @@ const (
 	lastTimeout = 2 * time.Second
 	// renewed is the part of a span by which a rest that goes on is longer than the book has it before that is written again.
 	renewed = 4
+	// loneEvery is how often a book is read to which nobody else writes, for what it has forgotten.
+	loneEvery = time.Hour
 	// settled is for how long nothing more was heard of a device before the end of its rest is written as it is.
 	settled = 2 * time.Second
 )
@@ -48,8 +50,8 @@ type Sharing struct {
 	Alone bool          // nobody else writes to the book
 	Log   *slog.Logger
 
-	read bool // the book was, once
-	away bool // it failed last time, and that was said
+	read time.Time // when the book was last; zero: it was not
+	away bool      // it failed last time, and that was said
 }
 
 // Run passes news on until the context ends, and what is left of them then.
@@ -91,7 +93,7 @@ func (s *Sharing) Pass(ctx context.Context) {
 
 func (s *Sharing) pass(ctx context.Context) error {
 	news, at := s.Sick[0].news()
-	if len(news) == 0 && s.Alone && s.read {
+	if len(news) == 0 && s.Alone && !s.read.IsZero() && at.Sub(s.read) < loneEvery {
 		return nil
 	}
 	var written []Rest
@@ -106,7 +108,7 @@ func (s *Sharing) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.read = true
+	s.read = at
 	for _, q := range s.Sick {
 		q.learn(all, written, at, time.Since(began))
 	}
@@ -150,7 +152,8 @@ func (q *Quarantine) news() (all []Rest, at time.Time) {
 	return all, now
 }
 
-// learn takes what the book has, as it was up to late ago, and which of it this process wrote: what was news at a time.
+// learn takes what the book has, as it was up to late ago, and which of it this process wrote: what was news at a time. A book that has a
+// rest no more, or as it was before, was put back to an earlier moment: what is known here is news again.
 func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -162,10 +165,15 @@ func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Durati
 		if !r.changed.After(told) {
 			r.changed = time.Time{}
 		}
-		q.rests[uuid] = r
-		if r.changed.IsZero() && r.version != 0 && !now.Before(r.until) && !slices.ContainsFunc(all, func(has Rest) bool { return has.Device == uuid }) {
-			delete(q.rests, uuid) // the book has forgotten it
+		if r.changed.IsZero() && r.version != 0 && !slices.ContainsFunc(all, func(has Rest) bool { return has.Device == uuid }) {
+			if !now.Before(r.until) {
+				delete(q.rests, uuid) // the book has forgotten it
+				continue
+			}
+			r.version, r.kept, r.changed = 0, time.Time{}, now
+			q.stir()
 		}
+		q.rests[uuid] = r
 	}
 	for _, has := range all {
 		r := q.rests[has.Device]
@@ -173,6 +181,12 @@ func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Durati
 			continue
 		}
 		ours := slices.ContainsFunc(written, func(w Rest) bool { return w.Device == has.Device && w.Version == has.Version })
+		if has.Version < r.version && !ours {
+			r.version, r.kept, r.changed = has.Version, now.Add(has.Left-late), now
+			q.rests[has.Device] = r
+			q.stir()
+			continue
+		}
 		if has.Healed && !ours {
 			delete(q.lost, has.Device) // it has rested for that, or pays it off where it is billed
 		}
@@ -183,7 +197,7 @@ func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Durati
 // learned is a rest after the book has said what it has of it. What was heard here since the book was told stands where the book has what
 // we wrote. Where it has what another process wrote, only a failure does: a heal was of a failure before that.
 func (r rest) learned(has Rest, ours bool, now time.Time) rest {
-	next := rest{until: now.Add(has.Left), span: has.Span, version: has.Version, kept: now.Add(has.Left)}
+	next := rest{until: now.Add(has.Left), span: has.Span, version: has.Version, kept: now.Add(has.Left), others: !ours || r.others}
 	if has.Healed {
 		next.healed = now.Add(-has.Well)
 	}
@@ -192,7 +206,7 @@ func (r rest) learned(has Rest, ours bool, now time.Time) rest {
 		r.version, r.kept = next.version, next.kept
 		return r
 	case heard && r.healed.IsZero():
-		next.span, next.healed, next.changed = max(r.span, next.span), time.Time{}, r.changed
+		next.span, next.healed, next.changed, next.others = max(r.span, next.span), time.Time{}, r.changed, r.others
 		if r.until.After(next.until) {
 			next.until = r.until
 		}

@@ -20,6 +20,9 @@ func (p *paper) Put(_ context.Context, news []Rest) ([]Rest, error) {
 	p.put++
 	var has []Rest
 	for _, r := range news {
+		if r.Healed && r.Version != p.rows[r.Device].Version {
+			continue // another process has written since
+		}
 		r.Version = p.rows[r.Device].Version + 1
 		p.rows[r.Device] = r
 		has = append(has, r)
@@ -165,22 +168,101 @@ func TestRestHeardBesideAnothers(t *testing.T) {
 	if news, _ := s.Sick[0].news(); len(news) != 1 || news[0].Healed || news[0].Version != 12 || news[0].Span != 16*time.Minute {
 		t.Errorf("the book hears %+v", news)
 	}
+	pass(5 * time.Minute)
+	s.hear((*Quarantine).outlives)
+	if news, _ := s.Sick[0].news(); len(news) != 1 || news[0].Healed {
+		t.Errorf("a failure here counts as another's: the book hears %+v", news)
+	}
 }
 
-// TestRestsThatTheBookForgot: the memory of a process is no longer than that of its book.
+// TestRestsThatTheBookForgot: the memory of a process is no longer than that of its book, and what the book forgot while it lasts is written
+// again.
 func TestRestsThatTheBookForgot(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		book := &paper{rows: map[string]Rest{"a": {Device: "a", Version: 7, Span: time.Minute, Left: time.Minute}}}
+		s, pass := sharedOn(book)
+		s.Alone = alone
+		s.Pass(t.Context())
+		if !alone {
+			delete(book.rows, "a")
+			pass(20 * time.Second)
+			s.Pass(t.Context())
+			s.lets(t, false, "within its rest")
+			s.Pass(t.Context())
+			if r := book.rows["a"]; r.Left.Round(time.Second) != 40*time.Second || r.Span != time.Minute {
+				t.Errorf("the book has %+v", r)
+			}
+			if !s.Sick[0].rests["a"].others {
+				t.Error("what another process wrote counts as heard here")
+			}
+		}
+		pass(time.Minute)
+		delete(book.rows, "a")
+		if alone {
+			pass(loneEvery)
+		}
+		s.Pass(t.Context())
+		if n := len(s.Sick[0].rests) + len(s.Sick[1].rests); n != 0 {
+			t.Errorf("alone: %t: %d rests are remembered", alone, n)
+		}
+	}
+}
+
+// TestRestThatABookOfBeforeHas: a book that was put back to an earlier moment hears again what was known since, a heal as well as a failure.
+func TestRestThatABookOfBeforeHas(t *testing.T) {
+	book := &paper{rows: map[string]Rest{"a": {Device: "a", Version: 7, Span: 2 * time.Minute, Left: 2 * time.Minute}}}
+	s, pass := sharedOn(book)
+	s.Alone = false
+	s.Pass(t.Context())
+	pass(2 * time.Minute)
+	s.hear((*Quarantine).Heals)
+	s.Pass(t.Context())
+	book.rows["a"] = Rest{Device: "a", Version: 5, Span: time.Hour, Left: time.Hour}
+	s.Pass(t.Context())
+	s.lets(t, true, "healed, beside a book that was put back")
+	s.Pass(t.Context())
+	if r := book.rows["a"]; !r.Healed || r.Left != 0 || r.Span != 2*time.Minute {
+		t.Errorf("the book has %+v", r)
+	}
+	s.hear((*Quarantine).Fails)
+	s.Pass(t.Context())
+	book.rows["a"] = Rest{Device: "a", Version: 4, Healed: true}
+	s.Pass(t.Context())
+	s.lets(t, false, "failed, beside a book that was put back")
+	s.Pass(t.Context())
+	if r := book.rows["a"]; r.Healed || r.Left.Round(time.Second) != 4*time.Minute {
+		t.Errorf("the book has %+v", r)
+	}
+}
+
+// TestHealOfAnothersFailure: who meters a device heals it again when another process says that it failed, and only once that would have
+// failed again by then; a failure of its own ends as it did.
+func TestHealOfAnothersFailure(t *testing.T) {
 	book := &paper{rows: map[string]Rest{"a": {Device: "a", Version: 7, Span: time.Minute, Left: time.Minute}}}
 	s, pass := sharedOn(book)
 	s.Alone = false
 	s.Pass(t.Context())
-	delete(book.rows, "a")
+	s.hear((*Quarantine).outlives)
+	s.lets(t, false, "failed this moment at another process")
+	pass(time.Minute/renewed + settled)
+	s.hear((*Quarantine).outlives)
+	s.lets(t, false, "may go on failing at another process")
+	pass(2 * time.Second)
+	s.hear((*Quarantine).outlives)
+	s.lets(t, true, "metered here, and well at the other process")
 	s.Pass(t.Context())
-	s.lets(t, false, "within its rest")
-	pass(time.Minute)
-	s.Pass(t.Context())
-	if n := len(s.Sick[0].rests) + len(s.Sick[1].rests); n != 0 {
-		t.Errorf("%d rests are remembered", n)
+	if r := book.rows["a"]; !r.Healed {
+		t.Errorf("the book has %+v", r)
 	}
+	s.hear((*Quarantine).Fails)
+	s.Pass(t.Context())
+	pass(110 * time.Second)
+	s.hear((*Quarantine).outlives)
+	s.lets(t, false, "failed here")
+	if !s.Sick[0].rests["a"].healed.IsZero() {
+		t.Error("a failure of its own is over for a reading that bills")
+	}
+	(&Quarantine{}).outlives("a") // of nothing known
 }
 
 // TestRestsAreWrittenAtTheEnd: what a process that stops heard while its book was away is written once more.

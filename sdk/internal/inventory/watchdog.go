@@ -191,6 +191,8 @@ func (w *Watch) Saw(r metering.Reading, in usage.Interval, clock metering.Clock)
 			q.Fails(r.Device)
 		case healed:
 			q.Heals(r.Device)
+		case bills(in):
+			q.outlives(r.Device)
 		}
 		q.serves(r.Device, in, of.Limit)
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
@@ -181,6 +183,97 @@ func (g *goneBook) Put(ctx context.Context, news []inventory.Rest) ([]inventory.
 		return nil, errors.New("away")
 	}
 	return g.RestBook.Put(ctx, news)
+}
+
+// TestRestsAfterARestore: gateways that know that a GPU is sick have it rest also where the database was put back to when it was well, or to
+// before it was known, and tell the database again: the next gateway has it rest as well.
+func TestRestsAfterARestore(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, db *store.DB) {
+		book := New(db).Rests
+		a, b := gatewayWith(t, book, 0), gatewayWith(t, book, 0)
+		pass := func() {
+			for range 2 {
+				a.Pass(t.Context())
+				b.Pass(t.Context())
+			}
+			a.Pass(t.Context())
+		}
+		write := func(query string, values ...any) {
+			t.Helper()
+			err := db.Update(t.Context(), func(tx *sqlx.Tx) error {
+				_, err := tx.Exec(tx.Rebind(query), values...)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.Fails(gpuName)
+		pass()
+		a.Heals(gpuName)
+		pass()
+		var before struct{ Version, Span, Rest, Healed, Expires, TTL int64 }
+		if err := db.View().GetContext(t.Context(), &before, `SELECT version, span, rest, healed, expires, ttl FROM device_rests`); err != nil {
+			t.Fatal(err)
+		}
+		a.Fails(gpuName)
+		pass()
+		for when, restore := range map[string]func(){
+			"a row of before": func() {
+				write(`UPDATE device_rests SET version = ?, span = ?, rest = ?, healed = ?, expires = ?, ttl = ?`,
+					before.Version, before.Span, before.Rest, before.Healed, before.Expires, before.TTL)
+			},
+			"no row": func() { write(`DELETE FROM device_rests`) },
+		} {
+			restore()
+			pass()
+			a.lets(false, "at a, "+when)
+			b.lets(false, "at b, "+when)
+			next := gatewayWith(t, book, 0)
+			next.lets(false, "at the next one, "+when)
+			next.ahead += 110 * time.Second
+			next.lets(false, "at the next one to the end, "+when)
+		}
+	})
+}
+
+// TestHealOutlivesAnothersLastFailure: what a gateway says last of a GPU whose lease has gone over to another one does not count for good:
+// that one, which meters the GPU, heals it again.
+func TestHealOutlivesAnothersLastFailure(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, db *store.DB) {
+		book := New(db).Rests
+		a, b := gatewayWith(t, book, 0), gatewayWith(t, book, 0)
+		watch := inventory.NewWatch([]string{gpuName}, 10*time.Second, []*inventory.Quarantine{&b.Quarantine})
+		meters := func() {
+			in := usage.Interval{Class: usage.Allocated, Nanos: int64(time.Second)}
+			watch.Saw(metering.Reading{Device: gpuName, Seen: gpuName, Health: metering.Healthy}, in, metering.System)
+		}
+		pass := func(span time.Duration) {
+			a.ahead, b.ahead = a.ahead+span, b.ahead+span
+			a.Pass(t.Context())
+			b.Pass(t.Context())
+			a.Pass(t.Context())
+		}
+		a.Fails(gpuName)
+		pass(20 * time.Second)
+		a.Fails(gpuName) // its last
+		meters()         // at b, which heals it
+		b.Pass(t.Context())
+		a.Pass(t.Context()) // at its end
+		pass(0)
+		b.lets(false, "when b hears of the last failure")
+		for range 30 {
+			pass(time.Second)
+			meters()
+		}
+		pass(0)
+		a.lets(true, "at a, metered by b for half a minute")
+		b.lets(true, "at b, metered by it for half a minute")
+		pass(5 * time.Hour)
+		b.Fails(gpuName)
+		pass(61 * time.Second)
+		b.lets(true, "a minute after the first failure in five hours")
+	})
 }
 
 // TestRestsRunOut: a row that is over is deleted, one of before the clock was set back has no longer to go than it was written for.
