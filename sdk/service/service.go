@@ -18,7 +18,7 @@ const StopTimeout = time.Minute
 type Service struct {
 	Handler         http.Handler // of renters, gateways or payees
 	TLS             *tls.Config  // plain HTTP if nil
-	Metrics, Health http.Handler // for the operator
+	Metrics, Health http.Handler // for the operator; there is none of what is nil
 
 	// Run works beside the requests until its context ends, and Serve ends with it. Its context is no child of Serve's: what
 	// is served when an interrupt comes is still settled. Nothing runs if it is nil.
@@ -83,7 +83,11 @@ func Serve(ctx context.Context, s Service, public, admin net.Listener) error {
 
 func operatorServer(s Service) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", s.Metrics)
-	mux.Handle("GET /healthz", s.Health)
+	if s.Metrics != nil {
+		mux.Handle("GET /metrics", s.Metrics)
+	}
+	if s.Health != nil {
+		mux.Handle("GET /healthz", s.Health)
+	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 }
