@@ -25,9 +25,6 @@ func EscrowDomain(chainID uint64, escrow common.Address) Domain {
 	return Session.Domain(chainID, escrow)
 }
 
-// Scheme returns the scheme whose vouchers the domain is for.
-func (d Domain) Scheme() Scheme { return d.scheme }
-
 // ChainID returns the chain that the domain's signatures count on.
 func (d Domain) ChainID() uint64 { return d.chainID }
 

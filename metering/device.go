@@ -9,8 +9,8 @@ import (
 // knows.
 var ErrDevice = errors.New("unknown device")
 
-// ErrEnd says that a source has no more readings of a device: a trace is over,
-// or the source was closed.
+// ErrEnd says that a source has no more readings of a device: it was closed, or
+// what it plays back is over.
 var ErrEnd = errors.New("no more readings")
 
 // ErrRestart says that a source works again only when its program is started anew.

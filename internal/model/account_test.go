@@ -89,7 +89,7 @@ func (w *world) onChain() map[*account]chainState {
 		var ids []common.Hash
 		var which []*account
 		for _, a := range w.accounts {
-			if a.terms.Scheme == d.contract.Domain().Scheme() {
+			if d.contract.Domain().Holds(a.terms) == nil {
 				ids, which = append(ids, a.id), append(which, a)
 			}
 		}

@@ -1,4 +1,4 @@
-// Package trace records the readings of a source and plays them back, so that
+// Package trace records the readings of a source and plays them back to a meter, so that
 // what happened on one host can be metered again on any other.
 //
 // A trace is lines of JSON: a header that says what was recorded and how, then
@@ -228,51 +228,3 @@ func (t *Trace) Replay(m *usage.Meter) error {
 }
 
 func (t *Trace) name() string { return "trace of " + t.Source }
-
-// Player is a source that reads a trace. Readings keep the stamps they were
-// made with, however fast they are asked for.
-type Player struct {
-	trace *Trace
-
-	mu     sync.Mutex
-	next   map[string]int
-	closed bool
-}
-
-var _ metering.Source = (*Player)(nil)
-
-// Player starts at the trace's first reading.
-func (t *Trace) Player() *Player { return &Player{trace: t, next: make(map[string]int)} }
-
-// Name says that it is a trace, and of what.
-func (p *Player) Name() string { return p.trace.name() }
-
-// Devices are the devices that were recorded.
-func (p *Player) Devices(context.Context) ([]metering.Device, error) {
-	return slices.Clone(p.trace.Devices), nil
-}
-
-// Read is the device's next reading, or [metering.ErrEnd].
-func (p *Player) Read(_ context.Context, uuid string) (metering.Reading, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	if !slices.ContainsFunc(p.trace.Devices, func(d metering.Device) bool { return d.UUID == uuid }) {
-		return metering.Reading{}, fmt.Errorf("%w: the trace has no %s", metering.ErrDevice, uuid)
-	}
-	for i := p.next[uuid]; i < len(p.trace.Readings) && !p.closed; i++ {
-		if p.trace.Readings[i].Device == uuid {
-			p.next[uuid] = i + 1
-			return p.trace.Readings[i], nil
-		}
-	}
-	return metering.Reading{}, fmt.Errorf("the trace is over for %s: %w", uuid, metering.ErrEnd)
-}
-
-// Close ends the trace.
-func (p *Player) Close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	return nil
-}

@@ -2,7 +2,6 @@ package trace_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"flag"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/sampling"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/metering/trace"
 	"github.com/gpupay/gpupay/metering/usage"
@@ -109,20 +107,18 @@ func TestReplay(t *testing.T) {
 		"testdata/h100-xid31.jsonl": {{Allocated: 18_990_408_506}},
 	} {
 		tr := load(t, path)
-		for _, play := range []func(*trace.Trace, *usage.Meter) error{(*trace.Trace).Replay, sampled} {
-			m := meter(t, tr)
-			if err := play(tr, m); err != nil {
-				t.Fatal(err)
+		m := meter(t, tr)
+		if err := tr.Replay(m); err != nil {
+			t.Fatal(err)
+		}
+		for i, d := range tr.Devices {
+			if got := m.Totals().Devices[d.UUID]; got != want[i] {
+				t.Errorf("%s, device %d: got %+v, want %+v", path, i, got, want[i])
 			}
-			for i, d := range tr.Devices {
-				if got := m.Totals().Devices[d.UUID]; got != want[i] {
-					t.Errorf("%s, device %d: got %+v, want %+v", path, i, got, want[i])
-				}
-			}
-			e := m.Cut()
-			if !strings.HasPrefix(e.Source, "trace of ") || e.Simulated != tr.Simulated {
-				t.Errorf("%s: the evidence hides that it is a trace: %s", path, e.Encode())
-			}
+		}
+		e := m.Cut()
+		if !strings.HasPrefix(e.Source, "trace of ") || e.Simulated != tr.Simulated {
+			t.Errorf("%s: the evidence hides that it is a trace: %s", path, e.Encode())
 		}
 	}
 }
@@ -151,38 +147,6 @@ func meter(t *testing.T, tr *trace.Trace) *usage.Meter {
 		t.Fatal(err)
 	}
 	return m
-}
-
-// sampled plays a trace through a sampler, which ends with it.
-func sampled(tr *trace.Trace, m *usage.Meter) error {
-	s := sampling.Loop{Source: tr.Player(), Meter: m}
-	err := s.Run(context.Background())
-	if errors.Is(err, metering.ErrEnd) {
-		return nil
-	}
-	return err
-}
-
-func TestPlayer(t *testing.T) {
-	p := load(t, simulated).Player()
-	if _, err := p.Read(t.Context(), "GPU-x"); !errors.Is(err, metering.ErrDevice) {
-		t.Errorf("a stranger: %v", err)
-	}
-	devices, err := p.Devices(t.Context())
-	if err != nil || len(devices) != 2 || !devices[0].Simulated {
-		t.Fatalf("%v, %v", devices, err)
-	}
-	n := 0
-	for ; err == nil; n++ {
-		_, err = p.Read(t.Context(), devices[1].UUID)
-	}
-	if n != 14 || !errors.Is(err, metering.ErrEnd) {
-		t.Errorf("%d readings, then %v", n-1, err)
-	}
-	p.Close()
-	if _, err := p.Read(t.Context(), devices[0].UUID); !errors.Is(err, metering.ErrEnd) {
-		t.Errorf("a closed player: %v", err)
-	}
 }
 
 type broken struct{ after int }

@@ -30,8 +30,8 @@ func TestBatchSettlementIsLookedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.ChainID() != 31337 || b.Address() != channel.BatchSettlementEscrow || b.Grace() != 15*time.Minute || b.Domain().Scheme() != channel.BatchSettlement {
-		t.Errorf("it is %s on chain %d, %s, %s", b.Address(), b.ChainID(), b.Grace(), b.Domain().Scheme())
+	if b.ChainID() != 31337 || b.Address() != channel.BatchSettlementEscrow || b.Grace() != 15*time.Minute || b.Domain() != channel.BatchSettlement.Domain(31337, channel.BatchSettlementEscrow) {
+		t.Errorf("it is %s on chain %d, %s, %+v", b.Address(), b.ChainID(), b.Grace(), b.Domain())
 	}
 
 	for _, other := range []string{standin.ERC3009DepositCollector, hexutil.Encode([]byte{0x60, 0x20, 0x60, 0x00, 0xf3})} { // answers zero

@@ -22,7 +22,7 @@ type Contract interface {
 	Backend() Backend
 	ChainID() uint64
 	Address() common.Address
-	// Domain is what vouchers for this contract are signed under; it also says the scheme.
+	// Domain is what vouchers for this contract are signed under; it holds terms of no other scheme.
 	Domain() channel.Domain
 	// Grace is the least time between a payer's wish to have its money back and its getting it.
 	Grace() time.Duration
