@@ -3,6 +3,7 @@ package internal
 
 import (
 	"go/ast"
+	"go/doc"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -175,6 +176,33 @@ func imports(t *testing.T, pkg string) iter.Seq2[string, string] {
 					return
 				}
 			}
+		}
+	}
+}
+
+// TestPackagesHaveExamples: a package that strangers import shows by an example what it is for, and the example is run. Whatever reads
+// a real GPU is compiled only.
+func TestPackagesHaveExamples(t *testing.T) {
+	for _, row := range layout {
+		if strings.HasPrefix(row.pkg, "internal/") || strings.Contains(row.pkg, "/internal/") || strings.HasPrefix(row.pkg, "bindings") {
+			continue
+		}
+		files, err := filepath.Glob(filepath.Join("..", filepath.FromSlash(row.pkg), "*_test.go"))
+		if err != nil {
+			t.Error(err)
+		}
+		shows, runs := false, false
+		for _, file := range files {
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, example := range doc.Examples(parsed) {
+				shows, runs = true, runs || example.Output != ""
+			}
+		}
+		if !shows || !runs && row.pkg != "metering/nvml" {
+			t.Errorf("%s has no Example with an Output: show the one thing that a stranger comes for", row.pkg)
 		}
 	}
 }
