@@ -49,7 +49,7 @@ type Config struct {
 	Records     Records       // what is kept of usage records, and for how long
 	Chain       Chain         // how the chain is looked at
 	Settlement  settle.Policy // when vouchers are fetched
-	X402        *X402         // takes payments of stock x402 clients too; nil: it does not
+	X402        *X402         // takes payments of stock x402 clients too; nil: no new ones, and what was paid before is claimed
 	Limits      Limits        // what strangers may cost: requests, waits and gas
 	HTTP        HTTP          // where clients reach the provider
 	Nodes       Nodes         // meter in place of Source and Allocator

@@ -21,6 +21,7 @@ func (p *Server) newGateway() *gateways.Gateway {
 		DB: p.db, Payee: p.payee, Allocator: c.Allocator, Log: c.Log,
 		Takeover: c.Takeover, Tick: c.Metering.Tick, CallTimeout: c.Commands.Timeout, SuspendTimeout: c.Terms.SuspendTimeout, Credit: c.Terms.Credit,
 		Identify: func(ctx context.Context) error { return identify(ctx, p.db, p.escrow, c) }, Owing: p.debts.Owing,
+		Takes:    p.takes,
 		Notice:   func(ctx context.Context, l *lease.Lease) error { return p.schemes.Notice(ctx, l) },
 		Endpoint: p.escrow.Backend(), Lead: fmt.Sprintf("settler %d %s %s", p.escrow.ChainID(), p.escrow.Address(), c.Key.Address()),
 		Service: p.settlement.newService, AtWork: p.settlement.atWork.Store,

@@ -28,7 +28,8 @@ type health struct {
 	Away            []string          `json:"unreachableNodes,omitempty"`
 	Leases          int               `json:"leases"`
 	Unmetered       int               `json:"unmeteredLeases"`
-	Held            int               `json:"heldLeases"` // they have ended, and their GPUs could not be taken back yet
+	Held            int               `json:"heldLeases"`        // they have ended, and their GPUs could not be taken back yet
+	Unwatched       int               `json:"unwatchedChannels"` // with something to settle, on a contract that is not watched
 	OldestUnsettled float64           `json:"oldestUnsettledSeconds"`
 	ChainSeen       *float64          `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks
 }
@@ -42,7 +43,7 @@ type health struct {
 // is, and when the chain was last seen.
 func (p *Server) Health() http.Handler {
 	return &healthCheck{leases: &p.leases, nodes: p.nodes, sender: p.sender, sponsor: p.sponsor, db: p.db, escrow: p.escrow,
-		tolerance: p.config.Chain.ClockTolerance, chainSeen: p.settlement.chainSeen}
+		tolerance: p.config.Chain.ClockTolerance, settles: &p.settlement}
 }
 
 // healthCheck asks what service hangs on.
@@ -54,7 +55,7 @@ type healthCheck struct {
 	db        *store.DB
 	escrow    *chain.Escrow
 	tolerance time.Duration // of the chain's clock
-	chainSeen func() (time.Time, bool)
+	settles   *settlement
 }
 
 func (c *healthCheck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -65,6 +66,8 @@ func (c *healthCheck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err != nil:
 		h.Status, code = err.Error(), http.StatusServiceUnavailable
+	case h.Unwatched > 0:
+		h.Status = fmt.Sprintf("degraded: what is owed on %d channels is not settled, and their payers can take it back: their contract is not watched, as the log of the start says", h.Unwatched)
 	case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
 		h.Status = inventory.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
 	case len(h.Refused) > 0 || len(h.Away) > 0:
@@ -87,7 +90,10 @@ func (c *healthCheck) look(ctx context.Context) health {
 	if age, err := c.sender.Store.Oldest(ctx, time.Now()); err == nil {
 		h.OldestUnsettled = age.Seconds()
 	}
-	if seen, ok := c.chainSeen(); ok {
+	if states, err := c.settles.unwatched(ctx); err == nil {
+		h.Unwatched = len(states)
+	}
+	if seen, ok := c.settles.chainSeen(); ok {
 		ago := time.Since(seen).Seconds()
 		h.ChainSeen = &ago
 	}

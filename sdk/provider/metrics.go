@@ -47,13 +47,9 @@ func newProviderMetrics(leases *lease.Manager) *providerMetrics {
 	return m
 }
 
-// collectMoney has what is owed, vouchered and settled on all contracts among the metrics.
+// collectMoney has what is owed, vouchered and settled on all contracts among the metrics, be they watched or not.
 func (p *Server) collectMoney() {
-	var books []*channel.Payee
-	for _, contract := range p.settlement.contracts {
-		books = append(books, &channel.Payee{Store: p.db.Payee(), Domain: contract.Domain()})
-	}
-	p.metrics.registry.MustRegister(&moneyCollector{leases: &p.leases, nodes: p.nodes, books: books, debts: p.store.Debts,
+	p.metrics.registry.MustRegister(&moneyCollector{leases: &p.leases, nodes: p.nodes, channels: p.payee.Store, debts: p.store.Debts,
 		sender: p.sender, sponsor: p.sponsor, settles: &p.settlement, decimals: p.token.Decimals})
 }
 
@@ -73,8 +69,8 @@ func (m *providerMetrics) Refused(p *wire.Problem) {
 // disagree with it.
 type moneyCollector struct {
 	leases   *lease.Manager
-	nodes    *remote.Nodes    // nil where this gateway meters
-	books    []*channel.Payee // of each contract
+	nodes    *remote.Nodes // nil where this gateway meters
+	channels channel.Store // of all contracts
 	debts    leasestore.Debts
 	sender   *chain.Sender
 	sponsor  *admit.GasSponsor
@@ -93,6 +89,7 @@ var (
 	descSettled    = prometheus.NewDesc("gpupay_settled_tokens", "Settled on-chain, all channels that are not finalized.", nil, nil)
 	descAtRisk     = prometheus.NewDesc("gpupay_at_risk_tokens", "Charged and not yet settled: what a failure of everything could cost.", nil, nil)
 	descWrittenOff = prometheus.NewDesc("gpupay_written_off_tokens", "Charged on channels that are closed, never paid and not asked for any more: forgiven, or older than DebtKept.", nil, nil)
+	descUnwatched  = prometheus.NewDesc("gpupay_unwatched_channels", "Channels with something to settle whose contract is not watched: it is not settled, and their payers can take it back.", nil, nil)
 	descHeld       = prometheus.NewDesc("gpupay_held_tokens", "Settled and waiting in the contract: the token refuses to pay it out, or fetching it is not worth the gas yet.", nil, nil)
 	descCoin       = prometheus.NewDesc("gpupay_coin_wei", "Native coin that the provider's key can still spend on gas: nothing can be settled without.", nil, nil)
 	descReserve    = prometheus.NewDesc("gpupay_coin_reserve_wei", "Native coin that is kept for settlements: with less, nothing is sent for renters.", nil, nil)
@@ -101,7 +98,7 @@ var (
 )
 
 func (c *moneyCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descRefused, descAway, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descHeld, descGas, descCoin, descReserve, descOldest} {
+	for _, d := range []*prometheus.Desc{descLeases, descUnmetered, descRefused, descAway, descSeen, descOwed, descAccepted, descSettled, descAtRisk, descWrittenOff, descUnwatched, descHeld, descGas, descCoin, descReserve, descOldest} {
 		ch <- d
 	}
 }
@@ -124,6 +121,9 @@ func (c *moneyCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descAtRisk, c.units(sums.atRisk))
 	gauge(descWrittenOff, c.units(sums.writtenOff))
 	gauge(descHeld, c.units(c.settles.held()))
+	if states, err := c.settles.unwatched(ctx); err == nil {
+		gauge(descUnwatched, float64(len(states)))
+	}
 	if wei, err := c.sender.GasSpent(ctx); err == nil {
 		ether, _ := new(big.Float).Quo(new(big.Float).SetInt(wei), big.NewFloat(1e18)).Float64()
 		gauge(descGas, ether)
@@ -152,14 +152,7 @@ func float(wei *big.Int) float64 {
 type ledgerSums struct{ spent, accepted, settled, atRisk, writtenOff uint256.Int }
 
 func (c *moneyCollector) sums(ctx context.Context) (sums ledgerSums, err error) {
-	var states []channel.State
-	for _, book := range c.books {
-		var more []channel.State
-		if more, err = book.Channels(ctx, channel.Open, channel.Closing); err != nil {
-			break
-		}
-		states = append(states, more...)
-	}
+	states, err := c.channels.List(ctx, channel.Open, channel.Closing)
 	for _, s := range states {
 		sums.spent.Add(&sums.spent, &s.Spent)
 		sums.accepted.Add(&sums.accepted, &s.Accepted)

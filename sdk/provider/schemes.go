@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
@@ -28,7 +29,7 @@ type mount func(ctx context.Context, p *Server) (mounted, error)
 
 // mounted is a scheme by which a provider is paid.
 type mounted struct {
-	contract chain.Contract                                                    // of its channels: what is vouchered on them is settled there
+	contract chain.Contract                                                    // of its channels: they are watched and settled there, also where no more are paid on; nil: of none
 	open     func(ctx context.Context, deps schemeDeps) (scheme.Scheme, error) // has leases paid by it; nil: the provider does not take it
 }
 
@@ -39,15 +40,19 @@ func (p *Server) chooseSchemes(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if m.open == nil {
-			continue
+		if m.open != nil {
+			p.mounted = append(p.mounted, m)
 		}
-		p.mounted = append(p.mounted, m)
-		if to := &p.settlement.contracts; !slices.Contains(*to, m.contract) {
+		if to := &p.settlement.contracts; m.contract != nil && !slices.Contains(*to, m.contract) {
 			*to = append(*to, m.contract)
 		}
 	}
 	return nil
+}
+
+// takes reports whether leases on channels of these terms are paid here: others are left to the gateways that take them.
+func (p *Server) takes(t channel.Terms) bool {
+	return slices.ContainsFunc(p.mounted, func(m mounted) bool { return m.contract.Domain().Holds(t) == nil })
 }
 
 // openSchemes has leases paid by the schemes that were chosen.

@@ -267,7 +267,7 @@ func (p *Server) chainParts(ctx context.Context) error {
 	p.limiter = p.config.Limits.limiter()
 	p.sponsor = admit.NewGasSponsor(p.sender, settles.contracts, p.config.Limits.gasBudget())
 	p.sponsor.MinTransfer, p.sponsor.Poll, p.sponsor.Log = p.minTransfer, p.config.Chain.Poll, p.config.Log
-	return p.openSchemes(ctx)
+	return errors.Join(p.openSchemes(ctx), settles.warnUnwatched(ctx))
 }
 
 // challenges mints and checks challenges with the database's secret.

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -130,6 +131,26 @@ func (s *settlement) held() uint256.Int {
 		return uint256.Int{}
 	}
 	return service.Held()
+}
+
+// unwatched are channels with something to settle whose contract is not watched, as it is not on this chain or is not the
+// configured one: their payers can take it back unseen.
+func (s *settlement) unwatched(ctx context.Context) ([]channel.State, error) {
+	states, err := s.payee.Store.Unsettled(ctx)
+	return slices.DeleteFunc(states, func(of channel.State) bool {
+		return slices.ContainsFunc(s.contracts, func(c chain.Contract) bool { return c.Domain().Holds(of.Terms) == nil })
+	}), err
+}
+
+// warnUnwatched says so at the start.
+func (s *settlement) warnUnwatched(ctx context.Context) error {
+	states, err := s.unwatched(ctx)
+	for _, of := range states {
+		left := of.Unsettled()
+		s.config.Log.Error("a channel's contract is not watched, and what is owed on it is not settled: it is not on this chain, or not the configured one",
+			"channel", of.ID, "scheme", of.Terms.Scheme, "contract", of.Terms.Escrow, "chain", of.Terms.ChainID, "unsettled", left.Dec())
+	}
+	return err
 }
 
 // chainSeen is when every contract was last looked at to the chain's newest block;

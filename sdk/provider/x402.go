@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
@@ -75,10 +76,11 @@ func (c X402) check(p Config) error {
 	return nil
 }
 
-// mountX402 has the provider paid on x402's contract, where it is offered and the chain and the token have what x402 needs.
+// mountX402 has the provider paid on x402's contract, if the chain and the token have what that needs; where it is not offered, what
+// was paid there is claimed all the same.
 func mountX402(ctx context.Context, p *Server) (mounted, error) {
 	if p.config.X402 == nil {
-		return mounted{}, warnUnclaimed(ctx, p)
+		return watchX402(ctx, p)
 	}
 	x := p.config.X402.withDefaults(p.config.Settlement, p.config.graceFloor(p.escrow))
 	if err := x.check(p.config); err != nil {
@@ -87,27 +89,40 @@ func mountX402(ctx context.Context, p *Server) (mounted, error) {
 	if !p.gasless {
 		return mounted{}, fmt.Errorf("provider: X402: token %s has no receiveWithAuthorization (ERC-3009), by which x402's clients deposit", p.config.Token)
 	}
-	contract, err := chain.NewBatchSettlement(ctx, p.escrow.Backend())
+	contract, err := newBatchSettlement(ctx, p)
 	if err != nil {
-		return mounted{}, fmt.Errorf("provider: X402: %w", err)
+		return mounted{}, err
 	}
-	contract.Past = p.config.PastKeys
 	return mounted{contract, func(ctx context.Context, deps schemeDeps) (scheme.Scheme, error) {
 		return newX402(ctx, p, deps, x, contract)
 	}}, nil
 }
 
-// warnUnclaimed says so where a provider took x402 before and does not now:
-// nobody claims what it was paid.
-func warnUnclaimed(ctx context.Context, p *Server) error {
-	states, err := p.db.Payee().Unsettled(ctx)
-	for _, s := range states {
-		if s.Terms.Scheme == channel.BatchSettlement {
-			left := s.Unsettled()
-			p.config.Log.Warn("a channel of x402 is not claimed: set Config.X402 until it is", "channel", s.ID, "unclaimed", left.Dec())
-		}
+// watchX402 has what was paid on x402's contract claimed by a provider that takes no payments of x402: it did before, or another
+// gateway of its database does, now or soon. Of a contract that is not on this chain settlement.unwatched tells.
+func watchX402(ctx context.Context, p *Server) (mounted, error) {
+	states, err := p.db.Payee().List(ctx)
+	paid := func(s channel.State) bool { return s.Terms.Scheme == channel.BatchSettlement }
+	if err != nil || !p.db.Shared() && !slices.ContainsFunc(states, paid) {
+		return mounted{}, err
 	}
-	return err
+	contract, err := newBatchSettlement(ctx, p)
+	switch {
+	case errors.Is(err, chain.ErrNoContract), errors.Is(err, chain.ErrNotEscrow):
+		return mounted{}, nil
+	case err != nil:
+		return mounted{}, err
+	}
+	return mounted{contract: contract}, nil
+}
+
+func newBatchSettlement(ctx context.Context, p *Server) (*chain.BatchSettlement, error) {
+	contract, err := chain.NewBatchSettlement(ctx, p.escrow.Backend())
+	if err != nil {
+		return nil, fmt.Errorf("provider: X402: %w", err)
+	}
+	contract.Past = p.config.PastKeys
+	return contract, nil
 }
 
 // newX402 takes payments on x402's contract, by X402 with its defaults.

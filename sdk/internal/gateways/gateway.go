@@ -41,6 +41,8 @@ type Config struct {
 	Identify func(ctx context.Context) error
 	// Owing lists the channels on which some payers owe something.
 	Owing func(ctx context.Context, payers ...common.Address) ([]channel.State, error)
+	// Takes reports whether leases on channels of these terms are paid at this gateway. Others leave theirs to those that take them.
+	Takes func(channel.Terms) bool
 	// Notice tells a lease that runs here what requests at other gateways reserved.
 	Notice func(ctx context.Context, l *lease.Lease) error
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
@@ -56,8 +57,9 @@ func (g *Gateway) Resolve(ctx context.Context, row leasestore.Row, wish string) 
 	return nil
 }
 
-// resolveAs is Resolve in a gateway's name. A lease whose devices are on another host is left to the gateways there, unless its
-// renter wishes that it ends, or for as long as one that does not pay would have them.
+// resolveAs is Resolve in a gateway's name. A lease whose devices are on another host, or that is paid by a scheme which this
+// gateway does not take, is left to the gateways there or that do, unless its renter wishes that it ends, or for as long as one that
+// does not pay would have them.
 func (g *Gateway) resolveAs(ctx context.Context, owner string, row leasestore.Row, wish string) error {
 	now, err := g.leases.Store.Leases.ByID(ctx, row.ID)
 	if err != nil || now.Term != row.Term || now.State != row.State || now.Held != row.Held {
@@ -72,9 +74,18 @@ func (g *Gateway) resolveAs(ctx context.Context, owner string, row leasestore.Ro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if errors.Is(where, placement.ErrNotHere) && wish == "" && (row.State == wire.StateEnded || silent <= g.SuspendTimeout) {
+	why := where
+	if where == nil && row.Owner != owner {
+		if why = g.untaken(ctx, row); why != nil && !errors.Is(why, errUntaken) {
+			return why
+		}
+	}
+	if left := errors.Is(why, placement.ErrNotHere) || errors.Is(why, errUntaken); left && wish == "" && (row.State == wire.StateEnded || silent <= g.SuspendTimeout) {
 		g.refused.add(row.ID)
-		g.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", where)
+		g.Log.Warn("lease of a gateway that is gone is left to the others", "lease", row.ID, "reason", why)
+		if where == nil && silent > g.Credit {
+			return g.halt(ctx, row)
+		}
 		return nil
 	}
 	before := row.Owner
@@ -94,6 +105,22 @@ func (g *Gateway) resolveAs(ctx context.Context, owner string, row leasestore.Ro
 		g.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
 	}
 	return err
+}
+
+// errUntaken is a lease that a gateway beside this one can go on with, and this one would end.
+var errUntaken = errors.New("it is paid by a scheme that this gateway does not take")
+
+// untaken is errUntaken for a lease that is paid otherwise than this gateway takes.
+func (g *Gateway) untaken(ctx context.Context, row leasestore.Row) error {
+	a, err := row.Allocated()
+	if err != nil || placement.ForOneRequest(a) || row.State != wire.StateActive && row.State != wire.StateSuspended {
+		return err // it goes on nowhere: its devices are taken back
+	}
+	s, err := g.leases.Channel(ctx, row)
+	if err != nil || s.Status != channel.Open || g.Takes(s.Terms) {
+		return err
+	}
+	return errUntaken
 }
 
 // refusals are leases that could not be taken up here, and until when they are not tried again.
