@@ -63,7 +63,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	}
 	n.configureLeases()
 	n.leases.Deps.Marks = marks
-	if n.leases.Deps.Placer, err = placement.Guard(n.leases.Deps.Placer, marks, n.store, config.Database, config.Log); err != nil {
+	if n.leases.Deps.Placer, err = placement.Guard(ctx, n.leases.Deps.Placer, marks, n.store, config.Database, config.Log); err != nil {
 		return nil, errors.Join(err, n.shutFiles())
 	}
 	n.routes()

@@ -14,6 +14,12 @@ import (
 // forget deletes a lease from the database, as a fail-over to a server does that was behind when it began.
 func (t *tab) forget() {
 	t.Helper()
+	t.forgetBehind(func(*sqlx.Tx) error { return nil })
+}
+
+// forgetBehind is forget of a server that knows something else instead.
+func (t *tab) forgetBehind(knows func(*sqlx.Tx) error) {
+	t.Helper()
 	id := t.lease.LeaseID.Hex()
 	err := t.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
 		var held string // its gateway, which meters on, writes no record in between
@@ -25,7 +31,7 @@ func (t *tab) forget() {
 				return err
 			}
 		}
-		return nil
+		return knows(tx)
 	})
 	if err != nil {
 		t.Fatal(err)

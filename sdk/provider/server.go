@@ -154,7 +154,7 @@ func (p *Server) prepare(ctx context.Context) error {
 	p.retention = retention{db: db, store: p.store, txs: p.sender.Store, payee: p.payee, debts: p.debts, keep: p.config.Records.Retention, folder: p.config.Records.Archive, log: p.config.Log}
 	p.collectMoney()
 	p.lets()
-	if p.leases.Deps.Placer, err = placement.Guard(p.leases.Deps.Placer, marks, p.store, p.config.Database, p.config.Log); err != nil {
+	if p.leases.Deps.Placer, err = placement.Guard(ctx, p.leases.Deps.Placer, marks, p.store, p.config.Database, p.config.Log); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
 	p.routes()

@@ -162,7 +162,7 @@ func TestLeasesLeaveARouteItsGPU(t *testing.T) {
 	b := r.buyer("/infer")
 	lease := func(id byte, want string) {
 		t.Helper()
-		a, _, err := r.provider.leases.Deps.Placer.Place(t.Context(), placement.Request{Request: gpu.Request{LeaseID: common.Hash{id}, GPUs: 1}})
+		a, _, err := r.provider.placer().Place(t.Context(), placement.Request{Request: gpu.Request{LeaseID: common.Hash{id}, GPUs: 1}})
 		if err != nil || len(a.Devices) != 1 || a.Devices[0] != want {
 			t.Fatalf("lease %d has %v (%v), want %s", id, a.Devices, err, want)
 		}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
-	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
@@ -68,12 +67,11 @@ type Gateway struct {
 	changed func(channel.State) // hears of a channel that the chain changed
 	shown   replicas
 	refused refusals
-	reclaim rate.Sometimes // see Sweep
 }
 
 // New is a gateway whose leases a directory has. It takes part when it has joined.
 func New(c Config, d *Directory) *Gateway {
-	g := &Gateway{Config: c, leases: d.Manager, changed: d.Changed, Member: newMember(c.DB, c.Takeover), reclaim: rate.Sometimes{First: 1, Interval: hopeless}}
+	g := &Gateway{Config: c, leases: d.Manager, changed: d.Changed, Member: newMember(c.DB, c.Takeover)}
 	g.shown.life = d.Lifetime
 	g.Settlement = newSettlement(g)
 	d.Gateway = g
@@ -109,7 +107,8 @@ func (g *Gateway) Join(ctx context.Context) error {
 	g.every(g.Takeover/4, "telling the other gateways of the newest block", g.Settlement.Heads.Tell)
 	g.every(g.Poll(), "looking at the leases", g.look)
 	g.every(g.Takeover/4, "taking up leases that nobody runs", g.Sweep)
-	return nil
+	g.every(hopeless, "taking back what forgotten leases have", g.leases.Forgotten.TakeBack) // what cannot be is said each time
+	return g.leases.Forgotten.TakeBack(ctx)
 }
 
 // warn has leases ended, whoever runs them, of which this gateway has signed more than the database knows.

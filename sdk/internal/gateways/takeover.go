@@ -21,10 +21,9 @@ import (
 const hopeless = 30 * time.Second
 
 // Sweep resolves what nobody runs: leases of gateways that died, those of ours that do not run here (the database failed us when they began
-// or ended, or its clock was set), and devices of leases that ended without them, or that a restored database has forgotten.
+// or ended, or its clock was set), and devices of leases that ended without them.
 func (g *Gateway) Sweep(ctx context.Context) error {
 	rows, err := g.leases.Store.Leases.Orphans(ctx, g.Identity(), time.Now().Add(-2*g.CallTimeout))
-	g.reclaim.Do(func() { err = errors.Join(err, g.leases.TakeBackForgotten(ctx)) }) // what cannot be taken back is said each time
 	for _, row := range rows {
 		if row.State == wire.StateEnded && row.AtNode() {
 			continue // remote.Nodes.Collect asks for it

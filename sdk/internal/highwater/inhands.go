@@ -4,14 +4,49 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
 )
 
-// Hand puts on disk that a lease of a database has its devices. A database that is lost, or restored from before the lease, does
-// not know that they are not free.
-func (m *Marks) Hand(ctx context.Context, database string, lease common.Hash, devices []string) error {
+// InHand is what a lease has.
+type InHand struct {
+	Devices []string
+	Placed  int64 // greater than that of all that were there before; 0: it is not known since when
+}
+
+// Has reports whether one of some devices is among them.
+func (i InHand) Has(devices []string) bool {
+	return slices.ContainsFunc(devices, func(d string) bool { return slices.Contains(i.Devices, d) })
+}
+
+// Own says where a database is now, by its name, which is drawn once and which a restore does not change. A database with a new name takes
+// over what was handed out from the one that was at its address: that was lost, or is from a program that knew the address alone.
+func (m *Marks) Own(ctx context.Context, database, address string) error {
+	err := m.db.Update(ctx, func(tx *sqlx.Tx) error {
+		var known bool
+		err := tx.Get(&known, `SELECT EXISTS (SELECT 1 FROM databases WHERE name = ?)`, database)
+		if err == nil && !known {
+			_, err = tx.Exec(`UPDATE OR REPLACE in_hands SET database = ? WHERE database = ? OR database IN (SELECT name FROM databases WHERE address = ?)`, database, address, address)
+		}
+		if err == nil { // who is there no more would take over as new where it comes back
+			_, err = tx.Exec(`DELETE FROM databases WHERE address = ?`, address)
+		}
+		if err == nil {
+			_, err = tx.Exec(`INSERT INTO databases (name, address) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET address = excluded.address`, database, address)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("high-water mark %s: whose leases have devices: %w", m.path, err)
+	}
+	return nil
+}
+
+// Hand puts on disk that a lease of a database has its devices, from now on where it is placed now. A database that is lost, or restored
+// from before the lease, does not know that they are not free.
+func (m *Marks) Hand(ctx context.Context, database string, lease common.Hash, devices []string, placed bool) error {
 	text, err := json.Marshal(devices)
 	if err != nil {
 		return err
@@ -22,8 +57,9 @@ func (m *Marks) Hand(ctx context.Context, database string, lease common.Hash, de
 		return nil
 	}
 	err = m.db.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.Exec(`INSERT INTO in_hands (database, lease, devices) VALUES (?, ?, ?)
-			ON CONFLICT (database, lease) DO UPDATE SET devices = excluded.devices`, database, lease.Hex(), string(text))
+		_, err := tx.Exec(`INSERT INTO in_hands (database, lease, devices, placed)
+			VALUES (?, ?, ?, CASE WHEN ? THEN (SELECT COALESCE(max(placed), 0) + 1 FROM in_hands) ELSE 0 END)
+			ON CONFLICT (database, lease) DO UPDATE SET devices = excluded.devices`, database, lease.Hex(), string(text), placed)
 		return err
 	})
 	if err != nil {
@@ -44,8 +80,7 @@ func (m *Marks) TakenBack(ctx context.Context, lease common.Hash) error {
 	return nil
 }
 
-// Handed reports whether a lease has devices of this host, whichever database it is of: gateways of a host may reach one by different
-// addresses.
+// Handed reports whether a lease has devices of this host, whichever database it is of.
 func (m *Marks) Handed(ctx context.Context, lease common.Hash) (handed bool, err error) {
 	if err = m.db.View().GetContext(ctx, &handed, `SELECT EXISTS (SELECT 1 FROM in_hands WHERE lease = ?)`, lease.Hex()); err != nil {
 		err = fmt.Errorf("high-water mark %s: devices of lease %s: %w", m.path, lease, err)
@@ -53,19 +88,22 @@ func (m *Marks) Handed(ctx context.Context, lease common.Hash) (handed bool, err
 	return handed, err
 }
 
-// InHands are the devices of the leases of a database that have them.
-func (m *Marks) InHands(ctx context.Context, database string) (map[common.Hash][]string, error) {
-	var rows []struct{ Lease, Devices string }
-	if err := m.db.View().SelectContext(ctx, &rows, `SELECT lease, devices FROM in_hands WHERE database = ?`, database); err != nil {
+// InHands are what the leases of a database have.
+func (m *Marks) InHands(ctx context.Context, database string) (map[common.Hash]InHand, error) {
+	var rows []struct {
+		Lease, Devices string
+		Placed         int64
+	}
+	if err := m.db.View().SelectContext(ctx, &rows, `SELECT lease, devices, placed FROM in_hands WHERE database = ?`, database); err != nil {
 		return nil, fmt.Errorf("high-water mark %s: devices in leases: %w", m.path, err)
 	}
-	all := make(map[common.Hash][]string, len(rows))
+	all := make(map[common.Hash]InHand, len(rows))
 	for _, row := range rows {
-		var devices []string
-		if err := json.Unmarshal([]byte(row.Devices), &devices); err != nil {
+		in := InHand{Placed: row.Placed}
+		if err := json.Unmarshal([]byte(row.Devices), &in.Devices); err != nil {
 			return nil, fmt.Errorf("high-water mark %s: devices of lease %s: %w", m.path, row.Lease, err)
 		}
-		all[common.HexToHash(row.Lease)] = devices
+		all[common.HexToHash(row.Lease)] = in
 	}
 	return all, nil
 }

@@ -26,16 +26,11 @@ type guard struct {
 }
 
 // TakeBack takes the devices of a lease back that the database has forgotten, as after
-// a fail-over to a server that was behind, unless they are in another lease already.
+// a fail-over to a server that was behind, unless they are in a later lease already.
 func (g *guard) TakeBack() {
 	call, cancel := context.WithTimeout(context.Background(), g.Deps.Timing.CallTimeout)
 	defer cancel()
-	err := g.Deps.Placer.Adopt(call, g.Allocation)
-	if !errors.Is(err, inventory.ErrTaken) {
-		err = g.Devices.Release(call, g.Allocation)
-	} else {
-		g.Devices.Given.Store(false) // they are the next renter's
-	}
+	err := g.Devices.Reclaim(call, g.Allocation)
 	g.Deps.Log.Error("the database has forgotten a lease, as after a fail-over to a server that was behind: its devices are taken back", "lease", g.ID, "channel", g.Terms.ID(), "devices", g.Allocation.Devices, "error", err)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/fault"
@@ -55,11 +56,21 @@ type Manager struct {
 	leases           map[common.Hash]*Lease // running, by channel
 	wait             sync.WaitGroup
 	closed, draining bool
+
+	Forgotten *placement.Forgotten // leases that the database has lost
 }
 
 // Init makes a manager that has no lease yet, and knows which devices rest: see keepRests.
 func (h *Manager) Init(ctx context.Context) {
 	h.leases = make(map[common.Hash]*Lease)
+	running := func() map[common.Hash]bool {
+		ids := make(map[common.Hash]bool)
+		for _, l := range h.All() {
+			ids[l.ID] = true
+		}
+		return ids
+	}
+	h.Forgotten = &placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Running: running, Go: h.Go, Within: h.Deps.Timing.CallTimeout, Tenure: h.Deps.Tenure, Log: h.Deps.Log, Pace: rate.Sometimes{Interval: h.Deps.Timing.CallTimeout}}
 	life, end := context.WithCancel(context.Background())
 	h.life = life
 	h.Deps.probing = make(chan struct{}, probes)
@@ -218,6 +229,9 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 // allocate has a lease's devices chosen, as many as were asked for. What was given and is wrong is taken back, also where ctx is
 // over; if that fails the error is gpu.ErrHeld.
 func (h *Manager) allocate(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
+	if err := h.Forgotten.Before(ctx); err != nil {
+		return gpu.Allocation{}, common.Address{}, err
+	}
 	id := common.HexToHash(row.ID)
 	a, meter, err := h.Deps.Placer.Place(ctx, placement.Request{Request: gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, Channel: s, Offer: offer})
 	if err == nil && len(a.Devices) != row.GPUs {

@@ -33,7 +33,7 @@ func (h *Manager) Restore(ctx context.Context) error {
 			return fmt.Errorf("lease %s of the last run could not be taken up, nothing of it is lost: start again: %w", row.ID, err)
 		}
 	}
-	return h.TakeBackForgotten(ctx)
+	return h.Forgotten.TakeBack(ctx)
 }
 
 // keepRests has devices that could not be metered rest over a restart, and at all gateways of the database, until the process stops. A
@@ -45,14 +45,6 @@ func (h *Manager) keepRests(ctx context.Context) {
 	rests := &inventory.Sharing{Book: h.Store.Rests, Sick: h.Deps.Sick, Alone: !h.Store.DB.Shared(), Log: h.Deps.Log}
 	rests.Pass(ctx)
 	h.Go(rests.Run)
-}
-
-// TakeBackForgotten takes back the devices of leases that the database has lost. See placement.Forgotten.
-func (h *Manager) TakeBackForgotten(ctx context.Context) error {
-	runs := func(id common.Hash) bool {
-		return slices.ContainsFunc(h.All(), func(l *Lease) bool { return l.ID == id })
-	}
-	return placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Runs: runs, Release: h.release, Within: h.Deps.Timing.CallTimeout, Log: h.Deps.Log}.TakeBack(ctx)
 }
 
 // ErrHeld is a lease that has ended, and whose devices are still to be taken back.
@@ -169,7 +161,7 @@ func (h *Manager) release(ctx context.Context, a gpu.Allocation) error {
 func (h *Manager) TakeBackHeld() {
 	h.Go(func(ctx context.Context) {
 		for chain.Pause(ctx, h.Deps.Timing.CallTimeout) == nil {
-			if err := h.resolveHeld(ctx); err != nil && ctx.Err() == nil {
+			if err := errors.Join(h.resolveHeld(ctx), h.Forgotten.TakeBack(ctx)); err != nil && ctx.Err() == nil {
 				h.Deps.Log.Error("devices of ended leases", "error", err)
 			}
 		}

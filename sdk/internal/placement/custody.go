@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
@@ -139,6 +140,17 @@ func (c *Custody) Release(ctx context.Context, a gpu.Allocation) error {
 	defer c.mu.Unlock()
 	err := c.Placer.Release(ctx, a)
 	if err == nil {
+		c.Given.Store(false)
+	}
+	return err
+}
+
+// Reclaim is Release of a lease that the database has forgotten.
+func (c *Custody) Reclaim(ctx context.Context, a gpu.Allocation) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := Reclaim(ctx, c.Placer, a)
+	if err == nil || errors.Is(err, inventory.ErrTaken) { // then they are the next renter's
 		c.Given.Store(false)
 	}
 	return err

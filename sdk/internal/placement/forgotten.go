@@ -2,62 +2,185 @@ package placement
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// handsOf is the placer of this host's devices; false where they are others'.
+func handsOf(p Placer) (hands, bool) {
+	switch p := p.(type) {
+	case hands:
+		return p, true
+	case fenced:
+		return p.hands, true
+	}
+	return hands{}, false
+}
+
+// forgotten are the leases that have devices of this host, and that the database does not know: of those that are asked for.
+func (h hands) forgotten(ctx context.Context, asked func(common.Hash, highwater.InHand) bool) (map[common.Hash]highwater.InHand, error) {
+	all, err := h.marks.InHands(ctx, h.database)
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(all, func(id common.Hash, in highwater.InHand) bool { return !asked(id, in) })
+	known, err := h.leases.Glimpses(ctx, slices.Collect(maps.Keys(all)))
+	if err != nil {
+		return nil, err
+	}
+	for id, row := range known {
+		if delete(all, id); row.State == wire.StateEnded && row.Held == 0 {
+			err = errors.Join(err, h.marks.TakenBack(ctx, id))
+		}
+	}
+	return all, err
+}
+
+// refuse is gpu.ErrNoCapacity where a device that an allocator chose is still another lease's, which the database has forgotten.
+func (h hands) refuse(ctx context.Context, a gpu.Allocation) error {
+	had := func(id common.Hash, in highwater.InHand) bool { return id != a.LeaseID && in.Has(a.Devices) }
+	others, err := h.forgotten(ctx, had)
+	for id := range others {
+		h.log.Warn("no lease begins on devices that another one still has, which the database has forgotten", "lease", a.LeaseID, "devices", a.Devices, "other", id)
+		return fmt.Errorf("%w: another renter's is taken back first", gpu.ErrNoCapacity)
+	}
+	return err
+}
+
+// letAgain reports whether a lease that the database knows has got a device of a forgotten one after that one: it had given it back.
+func (h hands) letAgain(ctx context.Context, a gpu.Allocation) (bool, error) {
+	all, err := h.marks.InHands(ctx, h.database)
+	if err != nil {
+		return false, err
+	}
+	since := all[a.LeaseID].Placed
+	maps.DeleteFunc(all, func(_ common.Hash, in highwater.InHand) bool { return in.Placed <= since || !in.Has(a.Devices) })
+	known, err := h.leases.Glimpses(ctx, slices.Collect(maps.Keys(all)))
+	return len(known) > 0, err
+}
+
+// Reclaim takes back the devices of a lease that the database has forgotten, which are in no other lease before they are back. That the
+// database has them in another one, as it is from a backup, says nothing: that one had given them back before this one got them. It is
+// inventory.ErrTaken, and nothing is done, where the other one got them later.
+func Reclaim(ctx context.Context, p Placer, a gpu.Allocation) error {
+	err := p.Adopt(ctx, a)
+	if errors.Is(err, inventory.ErrTaken) {
+		h, ok := handsOf(p)
+		if !ok {
+			return err
+		}
+		later, failed := h.letAgain(ctx, a)
+		if failed == nil && later {
+			failed = h.marks.TakenBack(ctx, a.LeaseID)
+		}
+		if failed != nil || later {
+			return errors.Join(err, failed)
+		}
+	}
+	return p.Release(ctx, a)
+}
+
 // Forgotten are leases that have devices of this host, and that the database does not know any more: it was lost, or restored from
 // before them.
 type Forgotten struct {
 	Placer  Placer
 	Store   leasestore.Store
-	Busy    *keyed.Mutex                                // leases that begin, end or are taken over here
-	Runs    func(lease common.Hash) bool                // in this process
-	Release func(context.Context, gpu.Allocation) error // takes devices back
-	Within  time.Duration                               // how long Release may take
+	Busy    *keyed.Mutex                     // leases that begin, end or are taken over here
+	Running func() map[common.Hash]bool      // in this process
+	Go      func(func(context.Context)) bool // does work until the process stops
+	Within  time.Duration                    // how long it may take to take devices back
+	Tenure  func() context.Context           // ends when others may do so; nil: there are none
 	Log     *slog.Logger
+
+	Pace rate.Sometimes // of Before
 }
 
-// TakeBack takes their devices back, before another lease gets them. Where that fails they stay taken, and the next try is the next
-// start's, or of gateways the next sweep's.
-func (f Forgotten) TakeBack(ctx context.Context) error {
-	var h hands
-	switch p := f.Placer.(type) {
-	case noted:
-		h = p.hands
-	case fenced:
-		h = p.hands
-	default:
+// TakeBack takes their devices back, all at once: one whose command hangs holds up no other. Where that fails they go into no other lease,
+// and it is to be tried again.
+func (f *Forgotten) TakeBack(ctx context.Context) error {
+	_, err := f.each(ctx, func(a gpu.Allocation) error {
+		call, cancel := context.WithTimeout(ctx, f.Within)
+		defer cancel()
+		if f.Tenure != nil {
+			defer context.AfterFunc(f.Tenure(), cancel)()
+		}
+		err := Reclaim(call, f.Placer, a)
+		f.Log.Error("the database has forgotten a lease, as where it was lost or is from a backup: its devices are taken back", "lease", a.LeaseID, "devices", a.Devices, "error", err)
 		return nil
-	}
-	all, err := h.marks.InHands(ctx, h.database)
-	for id, devices := range all {
-		row, failed := f.Store.Leases.ByID(ctx, id.Hex())
-		switch {
-		case errors.Is(failed, sql.ErrNoRows):
-			failed = f.takeBack(ctx, h, gpu.Allocation{LeaseID: id, Devices: devices})
-		case failed == nil && row.State == wire.StateEnded && row.Held == 0:
-			failed = h.marks.TakenBack(ctx, id)
-		}
-		if failed != nil {
-			err = errors.Join(err, fmt.Errorf("devices of lease %s, which is forgotten: %w", id, failed))
-		}
-	}
+	})
 	return err
 }
 
-func (f Forgotten) takeBack(ctx context.Context, h hands, a gpu.Allocation) error {
+// Before has no lease begin on their devices, as where the database fell back while this process runs, and has them taken back, for
+// which who wants a lease waits for a while.
+func (f *Forgotten) Before(ctx context.Context) error {
+	found, err := f.each(ctx, func(a gpu.Allocation) error {
+		_ = f.Placer.Adopt(ctx, a) // the allocator chooses no device of it from now on; where it does: see refuse
+		return nil
+	})
+	if err != nil || !found {
+		return err
+	}
+	f.Pace.Do(func() {
+		done := make(chan struct{})
+		begun := f.Go(func(ctx context.Context) {
+			defer close(done)
+			if err := f.TakeBack(ctx); err != nil && ctx.Err() == nil {
+				f.Log.Error("devices of forgotten leases", "error", err)
+			}
+		})
+		if !begun {
+			return
+		}
+		select {
+		case <-done:
+		case <-time.After(f.Within / 4):
+		}
+	})
+	return nil
+}
+
+// each does something with each, of which nobody does anything else meanwhile, and reports whether there are any.
+func (f *Forgotten) each(ctx context.Context, do func(gpu.Allocation) error) (bool, error) {
+	h, ok := handsOf(f.Placer)
+	if !ok {
+		return false, nil
+	}
+	running := f.Running()
+	all, err := h.forgotten(ctx, func(id common.Hash, _ highwater.InHand) bool { return !running[id] })
+	var wait sync.WaitGroup
+	failed := make(chan error, len(all))
+	for id, in := range all {
+		wait.Go(func() {
+			if err := f.alone(ctx, h, gpu.Allocation{LeaseID: id, Devices: in.Devices}, do); err != nil {
+				failed <- fmt.Errorf("devices of lease %s, which is forgotten: %w", id, err)
+			}
+		})
+	}
+	wait.Wait()
+	close(failed)
+	for one := range failed {
+		err = errors.Join(err, one)
+	}
+	return len(all) > 0, err
+}
+
+func (f *Forgotten) alone(ctx context.Context, h hands, a gpu.Allocation, do func(gpu.Allocation) error) error {
 	done, ok, err := f.claim(ctx, a.LeaseID)
 	if !ok {
 		return err
@@ -66,23 +189,17 @@ func (f Forgotten) takeBack(ctx context.Context, h hands, a gpu.Allocation) erro
 	if handed, err := h.marks.Handed(ctx, a.LeaseID); err != nil || !handed { // somebody has taken it back meanwhile
 		return err
 	}
-	err = h.Adopt(ctx, a) // so that they are taken until they are back
-	if errors.Is(err, inventory.ErrTaken) {
-		return h.marks.TakenBack(ctx, a.LeaseID) // by a later lease: they were taken back
-	}
-	err = f.Release(ctx, a)
-	f.Log.Error("the database has forgotten a lease, as where it was lost or is from a backup: its devices are taken back", "lease", a.LeaseID, "devices", a.Devices, "error", err)
-	return nil
+	return do(a)
 }
 
 // claim has nobody else take back what a lease has until done. It is not ok where the lease runs here, begins or ends, or where another
 // gateway of the host takes it back.
-func (f Forgotten) claim(ctx context.Context, id common.Hash) (done func(), ok bool, err error) {
+func (f *Forgotten) claim(ctx context.Context, id common.Hash) (done func(), ok bool, err error) {
 	unlock, free := f.Busy.TryLock(id)
 	if !free {
 		return nil, false, nil
 	}
-	if f.Runs(id) {
+	if f.Running()[id] {
 		unlock()
 		return nil, false, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -76,57 +77,76 @@ func ForOneRequest(a gpu.Allocation) bool { return string(a.Access) == RequestAc
 type hands struct {
 	Local
 	marks    *highwater.Marks
-	database string // whose leases they are: a file's path, or where the server is
+	leases   leasestore.Leases
+	database string // whose leases they are: a name that was drawn once and is in the database, wherever that is restored to
 	log      *slog.Logger
 }
 
-// noted is the local placer of a process whose database is a file: it gives nothing to a renter that could not be remembered.
-type noted struct{ hands }
-
-// Guard has the devices of this host be remembered outside the database, and over a server's also whose commands ran on this host. Placers
-// of other hosts' devices are as they were.
-func Guard(p Placer, marks *highwater.Marks, store leasestore.Store, database string, log *slog.Logger) (Placer, error) {
+// Guard has the devices of this host be remembered outside the database, whose address names it in files from before it had a name of its
+// own, and over a server's also whose commands ran on this host. Placers of other hosts' devices are as they were.
+func Guard(ctx context.Context, p Placer, marks *highwater.Marks, store leasestore.Store, address string, log *slog.Logger) (Placer, error) {
 	l, ok := p.(Local)
-	switch {
-	case !ok:
+	if !ok {
 		return p, nil
-	case store.DB.Shared():
-		return fenced{hands{l, marks, store.DB.Path(), log}, store}, nil
 	}
-	path, err := filepath.Abs(database)
-	return noted{hands{l, marks, path, log}}, err
+	name, err := store.Secrets.Get(ctx, "database")
+	if err != nil {
+		return nil, err
+	}
+	h := hands{l, marks, store.Leases, hex.EncodeToString(name), log}
+	if store.DB.Shared() {
+		return fenced{h}, marks.Own(ctx, h.database, store.DB.Path())
+	}
+	path, err := filepath.Abs(address)
+	if err == nil {
+		err = marks.Own(ctx, h.database, path)
+	}
+	return h, err
 }
 
-// Place gives nothing to a renter that could not be remembered.
-func (n noted) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
+// Place gives nothing to a renter that could not be remembered, or that another one still has whose lease the database has forgotten.
+func (h hands) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
 	after := run.After(ctx)
-	a, meter, err := n.Local.Place(ctx, req)
+	a, meter, err := h.Local.Place(ctx, req)
 	if err != nil {
 		return a, meter, err
 	}
 	a.LeaseID = cmp.Or(a.LeaseID, req.LeaseID)
-	if err := n.marks.Hand(ctx, n.database, a.LeaseID, a.Devices); err != nil {
-		undo, cancel := after()
-		defer cancel()
-		return gpu.Allocation{}, meter, errors.Join(Unmarked(), err, n.Local.Release(undo, a))
+	if err = h.refuse(ctx, a); err == nil && !ForOneRequest(a) { // nobody has the devices of one request
+		if err = h.marks.Hand(ctx, h.database, a.LeaseID, a.Devices, true); err != nil {
+			err = errors.Join(Unmarked(), err)
+		}
 	}
-	return a, meter, nil
+	if err == nil {
+		return a, meter, nil
+	}
+	undo, cancel := after()
+	defer cancel()
+	if held := h.Local.Release(undo, a); held != nil {
+		err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
+	}
+	return gpu.Allocation{}, meter, err
 }
 
 // Adopt remembers what an older program allocated, too.
-func (n noted) Adopt(ctx context.Context, a gpu.Allocation) error {
-	if err := n.Local.Adopt(ctx, a); err != nil {
+func (h hands) Adopt(ctx context.Context, a gpu.Allocation) error {
+	if err := h.Local.Adopt(ctx, a); err != nil || ForOneRequest(a) {
 		return err
 	}
-	return n.marks.Hand(ctx, n.database, a.LeaseID, a.Devices)
+	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return h.marks.Hand(ctx, h.database, a.LeaseID, a.Devices, false) })
+	if err != nil {
+		h.log.Warn("should the database be lost, nobody knows who has the devices of a lease", "lease", a.LeaseID, "error", err)
+	}
+	return nil
 }
 
-func (n noted) Release(ctx context.Context, a gpu.Allocation) error {
-	if err := n.Local.Release(ctx, a); err != nil {
+func (h hands) Release(ctx context.Context, a gpu.Allocation) error {
+	if err := h.Local.Release(ctx, a); err != nil || ForOneRequest(a) {
 		return err
 	}
-	if err := n.marks.TakenBack(context.WithoutCancel(ctx), a.LeaseID); err != nil { // the next start finds the lease ended
-		n.log.Error("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
+	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return h.marks.TakenBack(ctx, a.LeaseID) })
+	if err != nil { // the next start finds the lease ended
+		h.log.Error("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
 	}
 	return nil
 }
@@ -161,19 +181,7 @@ func Unmarked() *wire.Problem {
 // fenced is the local placer of a gateway that shares its database. The gateways of a host share a file, too (highwater), which has the
 // newest term of each lease whose command ran here: one that is cut off from the database does nothing to devices of which another
 // gateway of its host runs the lease by now. Where the file fails commands run as they would without it.
-type fenced struct {
-	hands
-	store leasestore.Store
-}
-
-// Place has the file know that the devices are of this host.
-func (f fenced) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
-	a, meter, err := f.Local.Place(ctx, req)
-	if a.LeaseID = cmp.Or(a.LeaseID, req.LeaseID); err == nil {
-		f.hand(ctx, a)
-	}
-	return a, meter, err
-}
+type fenced struct{ hands }
 
 // Adopt takes devices of a lease that ran here for this host's, also while they are lost, or not listed yet. The gateways of another host
 // leave them alone: else nobody would suspend them.
@@ -189,21 +197,7 @@ func (f fenced) Adopt(ctx context.Context, a gpu.Allocation) error {
 	} else if <-ran {
 		f.Remember(a.Devices)
 	}
-	if err := f.Local.Adopt(ctx, a); err != nil {
-		return err
-	}
-	f.hand(ctx, a)
-	return nil
-}
-
-func (f fenced) hand(ctx context.Context, a gpu.Allocation) {
-	if ForOneRequest(a) { // nobody has its devices
-		return
-	}
-	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.Hand(ctx, f.database, a.LeaseID, a.Devices) })
-	if err != nil {
-		f.log.Warn("should this host not list its GPUs at the next start, a lease on them is left to other hosts", "lease", a.LeaseID, "error", err)
-	}
+	return f.hands.Adopt(ctx, a)
 }
 
 func (f fenced) Suspend(ctx context.Context, a gpu.Allocation) error {
@@ -215,14 +209,7 @@ func (f fenced) Resume(ctx context.Context, a gpu.Allocation) error {
 }
 
 func (f fenced) Release(ctx context.Context, a gpu.Allocation) error {
-	if err := f.run(ctx, a, time.Time{}, f.Local.Release); err != nil || ForOneRequest(a) {
-		return err
-	}
-	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return f.marks.TakenBack(ctx, a.LeaseID) })
-	if err != nil {
-		f.log.Warn("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
-	}
-	return nil
+	return f.run(ctx, a, time.Time{}, f.hands.Release)
 }
 
 // SuspendLate suspends devices of a lease that this gateway has let go: whoever takes it over waits until that is done, or a renter who
@@ -277,7 +264,7 @@ func (f fenced) enter(ctx context.Context, a gpu.Allocation, late time.Time) err
 func (f fenced) older(ctx context.Context, a gpu.Allocation) error {
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
-	term, err := f.store.Leases.Term(ask, a.LeaseID)
+	term, err := f.leases.Term(ask, a.LeaseID)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil

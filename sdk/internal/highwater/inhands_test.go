@@ -1,0 +1,75 @@
+package highwater
+
+import (
+	"maps"
+	"path/filepath"
+	"testing"
+
+	"github.com/ethereum/go-ethereum/common"
+)
+
+// TestOwn: what was handed out is a database's wherever it is put, and of one that is new what was handed out from the address of the one
+// that it replaces. Two that run beside each other have each its own.
+func TestOwn(t *testing.T) {
+	m, err := Open(t.Context(), filepath.Join(t.TempDir(), "signed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	hand := func(database string, lease byte) {
+		if err := m.Hand(t.Context(), database, common.Hash{lease}, []string{"GPU"}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := func(database, address string, leases ...byte) {
+		t.Helper()
+		if err := m.Own(t.Context(), database, address); err != nil {
+			t.Fatal(err)
+		}
+		has, err := m.InHands(t.Context(), database)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make(map[common.Hash]InHand)
+		for _, lease := range leases {
+			want[common.Hash{lease}] = has[common.Hash{lease}]
+		}
+		if !maps.EqualFunc(has, want, func(a, b InHand) bool { return len(a.Devices) == len(b.Devices) }) {
+			t.Errorf("%s at %s has %v, not %v", database, address, has, leases)
+		}
+	}
+	hand("here", 1) // by a program that knew the address alone
+	own("one", "here", 1)
+	hand("one", 2)
+	own("other", "there")
+	hand("other", 3)
+	own("one", "moved", 1, 2)
+	own("other", "moved", 3) // the two change places
+	own("one", "there", 1, 2)
+	own("fresh", "there", 1, 2) // the one was lost
+	hand("fresh", 4)
+	own("one", "there", 1, 2, 4) // it was found again
+	own("other", "here", 3)
+}
+
+// TestPlaced: of two leases it is known which one got its devices later, unless it is not.
+func TestPlaced(t *testing.T) {
+	m, err := Open(t.Context(), filepath.Join(t.TempDir(), "signed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for i, placed := range []bool{true, true, false, true, false} {
+		for range 2 { // the second time it is known
+			if err := m.Hand(t.Context(), "one", common.Hash{byte(i)}, []string{"GPU"}, placed); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	has, err := m.InHands(t.Context(), "one")
+	for i, want := range []int64{1, 2, 0, 3, 0} {
+		if got := has[common.Hash{byte(i)}].Placed; got != want || err != nil {
+			t.Errorf("lease %d: %d, not %d: %v", i, got, want, err)
+		}
+	}
+}
