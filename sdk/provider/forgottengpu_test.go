@@ -78,7 +78,7 @@ func handingOver(t *testing.T, address *string) (change func(*Config), calls fun
 	return func(c *Config) {
 		quiet(c)
 		generousCredit(c)
-		c.Allocator, c.Commands.Timeout = fresh(), 4*time.Second
+		c.Allocator, c.Commands.Timeout = fresh(), 8*time.Second // of which a renter waits a quarter
 		c.Database, c.Records.HighWater, c.Takeover, c.Source = *address, signed, 2*time.Second, testclock.GPUs(1)
 	}, calls, fails
 }
