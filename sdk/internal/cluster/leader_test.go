@@ -227,7 +227,8 @@ func TestStoppedLeaderIsReplaced(t *testing.T) {
 	if err := child.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if !lines.Scan() || !strings.Contains(lines.Text(), ErrDeposed.Error()) {
+	// On a slow machine its write is out of time before it hears that it is deposed.
+	if !lines.Scan() || !strings.Contains(lines.Text(), ErrDeposed.Error()) && !strings.Contains(lines.Text(), context.DeadlineExceeded.Error()) {
 		t.Errorf("it goes on to write: %q", lines.Text())
 	}
 }
