@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"iter"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,6 +50,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/highwater", "channel/store internal/redact"},
 	{"sdk/internal/inventory", "metering metering/usage"},
 	{"sdk/internal/billed", "metering"},
+	{"sdk/internal/gpumetrics", "sdk/internal/inventory"},
 	{"sdk/limit", ""},
 	{"sdk/service", ""},
 	{"sdk/units", "channel metering"},
@@ -94,7 +96,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/internal/remote", "channel channel/store internal/u256 metering metering/verify sdk/chain sdk/gpu sdk/internal/lease sdk/internal/leasestore " +
 		"sdk/internal/nodelink sdk/internal/payercredit sdk/internal/placement sdk/units sdk/wire"},
-	{"sdk/node", "metering sdk/chain sdk/gpu sdk/internal/contain sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/lease " +
+	{"sdk/node", "metering sdk/chain sdk/gpu sdk/internal/contain sdk/internal/gpumetrics sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/lease " +
 		"sdk/internal/leasestore sdk/internal/nodelink sdk/internal/placement sdk/internal/serve sdk/internal/spool sdk/node/nodekeys sdk/wire"},
 	{"sdk/wallet", "channel channel/store metering metering/verify sdk/audit sdk/chain sdk/internal/billed sdk/internal/boundlog sdk/internal/database " +
 		"sdk/internal/evidence sdk/internal/peer sdk/units sdk/wire"},
@@ -152,6 +154,19 @@ func TestProductHoldsNoTests(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRenterLinksNoProvider: a renter's program has neither the provider nor the metrics library in it.
+func TestRenterLinksNoProvider(t *testing.T) {
+	list, err := exec.Command("go", "list", "-deps", module+"sdk/renter").Output()
+	if err != nil || !strings.Contains(string(list), module+"sdk/wallet") {
+		t.Fatal(err)
+	}
+	for pkg := range strings.Lines(string(list)) {
+		if strings.HasPrefix(pkg, module+"sdk/provider") || strings.Contains(pkg, "prometheus") {
+			t.Errorf("sdk/renter links %s", strings.TrimSpace(pkg))
+		}
+	}
 }
 
 // imports are the files of a package and the packages of this module that they import, tests apart.

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/contain"
+	"github.com/gpupay/gpupay/sdk/internal/gpumetrics"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
@@ -115,8 +116,8 @@ func (n *Agent) configureLeases() {
 	n.metrics.MustRegister(metrics.GPU, metrics.Gaps,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.leases.All())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_unmetered_leases", Help: "Leases none of whose GPUs can be metered: they are suspended."}, func() float64 { return float64(lease.Unmetered(n.leases.All())) }),
-		inventory.Collector{Look: n.leases.GPUs},
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here, or none on some of its GPUs: /healthz says why."}, func() float64 { return inventory.Flag(n.refused() != "") }),
+		gpumetrics.Collector{Look: n.leases.GPUs},
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_refused", Help: "1 while a gateway begins no lease here, or none on some of its GPUs: /healthz says why."}, func() float64 { return gpumetrics.Flag(n.refused() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_node_waiting_records", Help: "Usage records that no gateway has yet."}, n.waiting))
 	n.store = n.spool.Store
 	n.leases.MeterKey, n.leases.PastKeys, n.leases.Store = n.config.MeterKey, n.config.PastKeys, n.store

@@ -15,7 +15,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/gpumetrics"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
@@ -43,7 +43,7 @@ func newProviderMetrics(leases *lease.Manager) *providerMetrics {
 		problems: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_refused_total", Help: "Requests refused, by problem."}, []string{"problem"}),
 		forgone:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_forgone_leases_total", Help: "Leases at nodes whose last records were given up: their node was away for too long, or what it gave did not hold."}),
 	}
-	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, inventory.Collector{Look: leases.GPUs})
+	m.registry.MustRegister(m.streams, m.vouchers, m.problems, m.forgone, m.GPU, m.Gaps, gpumetrics.Collector{Look: leases.GPUs})
 	return m
 }
 

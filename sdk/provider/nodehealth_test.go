@@ -13,7 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/gpumetrics"
 )
 
 // fetched is what a handler of an operator's answers, of health as JSON.
@@ -63,7 +63,7 @@ func TestNodesHealthTellsTheTruth(t *testing.T) {
 			return code == c.code && strings.HasPrefix(h.Status, c.status) && len(h.Quarantined) == away && h.Restart == c.restart
 		})
 		_, metrics := fetched(t, o.node.Metrics(), nil)
-		for _, want := range []string{fmt.Sprintf("gpupay_quarantined_gpus %d\n", away), fmt.Sprintf("gpupay_source_up %d\n", c.source), fmt.Sprintf("gpupay_restart_wanted %g\n", inventory.Flag(c.restart))} {
+		for _, want := range []string{fmt.Sprintf("gpupay_quarantined_gpus %d\n", away), fmt.Sprintf("gpupay_source_up %d\n", c.source), fmt.Sprintf("gpupay_restart_wanted %g\n", gpumetrics.Flag(c.restart))} {
 			if !strings.Contains(metrics, want) {
 				t.Errorf("%s: no %sin\n%s", c.name, want, metrics)
 			}

@@ -1,15 +1,18 @@
-package inventory
+// Package gpumetrics has the metrics of the GPUs that a provider or a node offers.
+package gpumetrics
 
 import (
 	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 )
 
 // Collector are the metrics of the GPUs that are offered: it looks at them when it is asked, for 5 s at most.
 type Collector struct {
-	Look func(context.Context) GPUs
+	Look func(context.Context) inventory.GPUs
 }
 
 var (
