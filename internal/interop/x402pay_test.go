@@ -271,6 +271,7 @@ func lostAnswer(t *testing.T, s *stock) {
 	}
 	through["key"] = "third"
 	lose(&proxy.early)
+	b.cut = 1
 	b.took(b.insisted(b.asked(through), through))
 	b.tick()
 	b.refunds("")

@@ -26,6 +26,7 @@ type shopper struct {
 	id     common.Hash // of its channel, once it has one
 	spent  uint64      // the sum of what its receipts say
 	gaps   uint64      // what it was told was charged beside that
+	cut    int         // requests since that were cut off before their answer: the time until then may be charged
 	credit uint64      // of what its receipts say, what need not be used yet
 	rest   uint64      // of its newest voucher, what its lease may use before the next
 	prior  uint64      // and of the one before
@@ -127,10 +128,10 @@ func (s *shopper) paid(d did) uint64 {
 func (s *shopper) keeps(d did) {
 	s.Helper()
 	charged, known := number(s.T, d.Channel.Charged), s.spent+s.gaps
-	if charged < known || charged > known+uint64(d.corrections())*(s.prior+s.credit) {
+	if charged < known || charged > known+uint64(d.corrections()+s.cut)*(s.prior+s.credit) {
 		s.Fatalf("the client keeps %d as charged, it was told of %d: %+v", charged, known, d)
 	}
-	s.gaps += charged - known
+	s.gaps, s.cut = s.gaps+charged-known, 0
 }
 
 // refunds asks for money back, for all of it if no amount is given, and returns how much came.

@@ -14,6 +14,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/contain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
@@ -63,7 +64,7 @@ func (c Config) newNodes() (*remote.Nodes, error) {
 type capacity struct {
 	nodes     *remote.Nodes // nil where this gateway meters
 	allocator gpu.Allocator
-	offered   *inventory.Offered
+	leases    *lease.Manager
 	reserved  *reserve.Book
 	takes     func() error // why no new lease begins
 	log       *slog.Logger
@@ -75,7 +76,7 @@ func (c *capacity) pool() string {
 	if c.nodes != nil {
 		return "nodes"
 	}
-	all := inventory.Names(c.offered.Devices) // of the start: it does not change while others count by it
+	all := inventory.Names(c.leases.Offered.Devices) // of the start: it does not change while others count by it
 	slices.Sort(all)
 	return strings.Join(all, "\n")
 }
@@ -87,8 +88,15 @@ func (c *capacity) left(ctx context.Context, others []cluster.Kept) (int, error)
 		return c.nodes.FreeBeside(cluster.Beside(others, nil)), nil
 	}
 	host, known := c.allocator.(inventory.Keeper)
-	if !known || len(others) == 0 {
+	if !known {
 		return c.leftBeside(cluster.Beside(others, nil))
+	}
+	lost, err := c.leases.Forgotten.Devices(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if len(others) == 0 && len(lost) == 0 {
+		return c.leftBeside(nil)
 	}
 	for { // until no lease began or ended in between: one that did would count twice, or not at all
 		held, err := host.Inventory().Book().Held(ctx)
@@ -99,6 +107,7 @@ func (c *capacity) left(ctx context.Context, others []cluster.Kept) (int, error)
 		if err != nil {
 			return 0, err
 		}
+		left -= len(inventory.Without(lost, slices.Collect(maps.Keys(held)))) // such as a table that has no lease to name with them
 		if now, err := host.Inventory().Book().Held(ctx); err != nil || maps.Equal(now, held) {
 			return left, err
 		}
@@ -108,7 +117,7 @@ func (c *capacity) left(ctx context.Context, others []cluster.Kept) (int, error)
 func (c *capacity) leftBeside(others []int) (int, error) {
 	left, ok, err := contain.Free(c.log, c.allocator)
 	if !ok {
-		left = len(c.offered.List())
+		left = len(c.leases.Offered.List())
 	}
 	for _, kept := range others {
 		left -= kept

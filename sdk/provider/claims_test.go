@@ -190,6 +190,7 @@ func (t *tab) closes() int {
 // lasts, sends no second close, and does not have the channel open beside the one that another gateway sent meanwhile. Nor does one
 // whose endpoint fails when it wakes up, or one that never does.
 func TestCloseBesideAClose(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true, "wakes without its endpoint": true} {
 		t.Run(name, func(t *testing.T) {
 			g, lease, there, closing, again, late := closers(t)
@@ -235,6 +236,7 @@ func (t *tab) closing() {
 // TestCloseBesideAVoucher: nor does it send its close, over what was accepted when it stopped, when another gateway's close came to
 // nothing meanwhile and a newer voucher was acknowledged.
 func TestCloseBesideAVoucher(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			g, lease, there, closing, again, late := closers(t)
@@ -313,6 +315,7 @@ func TestCloseOfAnotherIsBooked(t *testing.T) {
 
 // TestOpenBesideAnOpen: a renter's deposit is sent once.
 func TestOpenBesideAnOpen(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateways(t, func(r *rig) chain.Call {

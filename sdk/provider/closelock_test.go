@@ -121,6 +121,7 @@ func (t *tab) closeSent() {
 // a gateway that looked before. A close that comes to nothing leaves the channel as
 // it was.
 func TestNothingIsAcceptedBehindAClose(t *testing.T) {
+	t.Parallel()
 	for _, database := range []string{"file", onPostgres} {
 		t.Run(database, func(t *testing.T) {
 			r, still, lease := closingRig(t)

@@ -48,6 +48,7 @@ func widenTables(db interface {
 // TestColumnsOfANewerProgram: a newer program adds a column to each table while older ones run. They go on: leases are
 // rented, metered, taken up again, shown, paid, exported and closed.
 func TestColumnsOfANewerProgram(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, quiet)

@@ -61,6 +61,7 @@ func (r *rig) as(key *channel.Key, salt byte, deposit uint64) *tab {
 // TestOneCreditWhileTheDatabaseIsAway: two leases of one payer at a gateway that cannot read or write its database are served for one
 // credit together, and one of another payer for its own.
 func TestOneCreditWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
 	for _, locked := range []bool{false, true} {
 		t.Run(map[bool]string{false: "the database is away", true: "the records are locked"}[locked], func(t *testing.T) {
 			direct := pgtest.URL(t) + "&lock_timeout=1min" // no server gives up for us
@@ -119,6 +120,7 @@ func TestOneCreditWhileTheDatabaseIsAway(t *testing.T) {
 // TestSuspensionIsTriedUntilItStands: while the database is away and the command that suspends a lease fails, it is run again until it
 // does not. The lease goes on when the database is back.
 func TestSuspensionIsTriedUntilItStands(t *testing.T) {
+	t.Parallel()
 	const failing = `[ $1 != suspend ] || [ -e $0.mended ] || exit 1`
 	t.Run("a server", func(t *testing.T) {
 		address, line := through(t, pgtest.URL(t))
@@ -188,6 +190,7 @@ func (r *rig) spent(lease *tab) uint64 {
 // TestStopWhileTheDatabaseIsAway: a gateway that ends while its database is away leaves no devices with a renter, since no process that
 // begins could meter them: it tries for some time where that fails. The lease goes on with the next process.
 func TestStopWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
 	const twice = `[ $1 != suspend ] || { n=$(cat $0.n 2>/dev/null || echo 0); echo $((n+1)) > $0.n; [ $n -ge 2 ] || exit 1; }`
 	for name, test := range map[string]struct {
 		takeover time.Duration
@@ -310,6 +313,7 @@ func TestTakeoverWaitsForALateSuspension(t *testing.T) {
 // TestFileOfWhatWasSignedCannotBeWritten: a gateway that cannot write down what it signs begins no lease, says so to renters and in its
 // health, and is well when it can.
 func TestFileOfWhatWasSignedCannotBeWritten(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"a file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, generousCredit, func(c *Config) {

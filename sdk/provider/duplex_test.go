@@ -195,6 +195,7 @@ func TestPaidThroughTheStream(t *testing.T) {
 // TestStreamRefusesVouchers: what is no voucher, or nobody's, ends the stream and takes nothing; what cannot be taken now
 // leaves it.
 func TestStreamRefusesVouchers(t *testing.T) {
+	t.Parallel()
 	const deposit = 100_000
 	text := func(s string) func(*wired) []byte { return func(*wired) []byte { return []byte(s) } }
 	for _, test := range []struct {
@@ -280,6 +281,7 @@ func TestStreamIsForItsRenter(t *testing.T) {
 
 // TestStreamsEnd: a renter that hangs up, a newer stream, a release and the end of the provider each end a duplex stream.
 func TestStreamsEnd(t *testing.T) {
+	t.Parallel()
 	open := func(l *wired) float64 { return l.metric("gpupay_streams") }
 	t.Run("hung up", func(t *testing.T) {
 		l := newRig(t).open(1, 100_000, "").dial(1)

@@ -112,6 +112,7 @@ var (
 
 // TestLeaseThatNobodyRuns: what a start, and a sweep, does with a lease is by its state and by where its devices are.
 func TestLeaseThatNobodyRuns(t *testing.T) {
+	t.Parallel()
 	for name, leases := range map[string][]idleLease{"file": idleAlone, onPostgres: idleBeside} {
 		t.Run(name, func(t *testing.T) {
 			leases := append(leases[:len(leases):len(leases)], everyIdleLease...)

@@ -27,6 +27,7 @@ func (s slowDriver) Devices(ctx context.Context) ([]metering.Device, error) {
 // TestShortLeasesOnASlowDriver: a renter is told how its GPUs are reached when they were read first, and is billed from then
 // on: leases that are shorter than a reading takes are not free, however many.
 func TestShortLeasesOnASlowDriver(t *testing.T) {
+	t.Parallel()
 	for name, s := range map[string]slowDriver{
 		"reads": {read: 400 * time.Millisecond},
 		"lists": {list: 1500 * time.Millisecond},

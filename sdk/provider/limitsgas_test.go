@@ -76,6 +76,7 @@ func TestTopUpsLeaveGasToSettle(t *testing.T) {
 
 // What is sent for one payer in a day is bounded, for all likewise, and a restart forgets neither.
 func TestSponsoredGasIsBounded(t *testing.T) {
+	t.Parallel()
 	for name, one := range map[string]struct {
 		limit func(*Limits, *big.Int)
 		other bool // whether another payer is still served

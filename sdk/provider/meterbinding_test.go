@@ -261,6 +261,7 @@ func forgedBindings(t *testing.T, r *rig, payee, payer *audit.Bundle) {
 // TestRestoredGatewayOverANode: a gateway whose database is from before a lease at a node, or from before its node began it, ends
 // it: no second meter is bound to it, its renter accuses nobody, and what its records say is paid.
 func TestRestoredGatewayOverANode(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"begun since", "being allocated", "in the copy"} {
 		t.Run(name, func(t *testing.T) {
 			o := newOutpost(t)
@@ -339,6 +340,7 @@ func TestBoundBeforeActive(t *testing.T) {
 // TestNodeThatLostItsKey: a lease whose metering key is not at its node any more ends without another signature, the next one is
 // bound to the new key, and one whose key is there as a past one goes on.
 func TestNodeThatLostItsKey(t *testing.T) {
+	t.Parallel()
 	for name, kept := range map[string]bool{"lost": false, "kept as a past one": true} {
 		t.Run(name, func(t *testing.T) {
 			o := newOutpost(t)

@@ -18,6 +18,7 @@ import (
 // TestChannelOfTheNextLeaseIsNotUrgent: a channel on which a lease ended is settled when its renter has had its time to close, and
 // not while the next lease runs on it, however often that is paid: then the policy says when, and at its end.
 func TestChannelOfTheNextLeaseIsNotUrgent(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"sqlite", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			settled := make(chan settle.Settlement, 16)

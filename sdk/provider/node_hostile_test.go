@@ -233,6 +233,7 @@ func forge(o *outpost, key metering.Signer, change func(*metering.SignedRecord))
 // TestHostileNodes: a record that does not hold is not stored, not charged and not
 // shown, and ends its lease; what came before it stays.
 func TestHostileNodes(t *testing.T) {
+	t.Parallel()
 	rehash := func(r *metering.SignedRecord) { r.EvidenceHash = r.Evidence.Hash() }
 	for name, c := range map[string]struct {
 		stranger bool // signs with another key

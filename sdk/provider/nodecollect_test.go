@@ -85,6 +85,7 @@ func (t *tab) refused() {
 // TestReleasedWhileItsNodeIsAway: what a node metered before a release that it did not hear of is on disk and charged when it
 // is back, though the gateway was another process by then; until then its credit is taken, and no lease begins on its channel.
 func TestReleasedWhileItsNodeIsAway(t *testing.T) {
+	t.Parallel()
 	for _, closes := range []bool{false, true} {
 		name := "left open"
 		if closes {

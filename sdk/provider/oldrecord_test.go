@@ -14,6 +14,7 @@ import (
 // TestOldRecordBesideTheNewestVoucher: a renter of a provider that has lost its database, or is back to an older one, shows
 // no record or an old one beside its newest voucher. What that voucher paid for is not served a second time.
 func TestOldRecordBesideTheNewestVoucher(t *testing.T) {
+	t.Parallel()
 	for _, files := range []string{"the database", "the database and the records signed"} {
 		for _, back := range []string{"lost", "of before the channel", "of before the last records"} {
 			for _, shown := range []string{"no record", "an old record", "the newest record"} {

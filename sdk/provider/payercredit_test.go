@@ -84,6 +84,7 @@ func TestLeasesOfOnePayerShareItsCredit(t *testing.T) {
 
 // A renter that pays only when it is asked is asked in time, however seldom records are made.
 func TestVoucherIsAskedForInTime(t *testing.T) {
+	t.Parallel()
 	for _, every := range []time.Duration{100 * time.Millisecond, time.Second, 2 * time.Second, time.Minute} {
 		t.Run(every.String(), func(t *testing.T) {
 			r := newRig(t, func(c *Config) { c.Terms.Credit, c.Metering.RecordEvery = 4*time.Second, every })

@@ -147,6 +147,7 @@ func TestRecordThatIsBeingSignedIsNotForgotten(t *testing.T) {
 
 // TestRecordThatFailedIsSignedAgain: a signer or a disk that fails, and a restart between, leave one record a number.
 func TestRecordThatFailedIsSignedAgain(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name        string
 		spoil, mend func(r *rig, key *notary)

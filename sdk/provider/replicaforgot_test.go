@@ -41,6 +41,7 @@ func (t *tab) forgetBehind(knows func(*sqlx.Tx) error) {
 // TestForgottenLeaseIsReleased: the devices of a lease that the database has forgotten are taken back by the gateway that
 // runs it, whether it hears of that by a look or was cut off meanwhile, and the next renter has them alone.
 func TestForgottenLeaseIsReleased(t *testing.T) {
+	t.Parallel()
 	for name, cutOff := range map[string]bool{"by a look": false, "after it was cut off": true} {
 		t.Run(name, func(t *testing.T) {
 			command, calls := script(t, "")

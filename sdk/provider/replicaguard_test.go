@@ -262,6 +262,7 @@ func TestDevicesThatNeedNoResume(t *testing.T) {
 // TestCommandThatIsCutOffEndsNoLease: a process that stops, or that others may take the lease from, while a command on its devices
 // goes on has not heard that it failed: the lease goes on in the next one, which resumes what may be in either state first.
 func TestCommandThatIsCutOffEndsNoLease(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		slow string
 		cut  func(*rig)

@@ -53,6 +53,7 @@ func slowly(began chan<- struct{}, ready <-chan struct{}) func(*Config) {
 // begin, and as many leases as there are GPUs: what is kept for one counts no more when its lease has the GPU. Here each
 // lease has its GPU for as long as others ask.
 func TestAsManyDepositsAsLeases(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ payers, gateways int }{{2, 1}, {5, 1}, {2, 2}, {5, 2}} {
 		t.Run(fmt.Sprintf("%d payers at %d gateways", c.payers, c.gateways), func(t *testing.T) {
 			began, ready := make(chan struct{}, c.payers), make(chan struct{})

@@ -60,6 +60,7 @@ func (t *tab) payAll(atLeast uint64) (paid uint64) {
 // TestRestoredBeforeASettlement: a provider whose machine is restored from before a settlement serves nothing for what was
 // settled since, whose voucher is public: the renter has its credit, as any, and pays for the rest anew.
 func TestRestoredBeforeASettlement(t *testing.T) {
+	t.Parallel()
 	for _, since := range []string{"it ran on", "it ended", "another one began", "it was closed"} {
 		t.Run(since, func(t *testing.T) {
 			r := newRig(t, quiet, func(c *Config) { c.Terms.Credit, c.Terms.SuspendTimeout = 5*time.Second, 2*time.Second })

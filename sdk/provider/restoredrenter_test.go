@@ -66,6 +66,7 @@ func oldRenter(t *testing.T, options renter.Options, change ...func(*Config)) *p
 // shown its own newest voucher. It accuses nobody, what was used is paid, and no more; whether it runs on or closes, whatever
 // became of the lease meanwhile, and whatever the provider remembers. At a node each lease has its own meter, also one that was forgotten.
 func TestRenterFromBeforeItsCredit(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ side, since, then string }{
 		{"renter", "ran on", "closes"},
 		{"renter", "ran on", "runs"},
@@ -203,6 +204,7 @@ func reasons(kept []wallet.Evidence) (all []string) {
 // record does: nobody is accused, no more is paid than was used or signed for before, and no debt is left behind that is none, which
 // the payee's other leases here would lack credit for.
 func TestRestoredRenterEndsWithoutAStream(t *testing.T) {
+	t.Parallel()
 	for paid, prepay := range map[string]time.Duration{"in advance": 100 * time.Second, "by records": 0} {
 		for _, then := range []string{"closes", "signs a leave"} {
 			for _, lease := range []string{"runs", "ended"} {

@@ -78,6 +78,7 @@ func (p *pair) up() {
 // closed. An honest other side loses nothing, and neither does the one restored: exactly what the newest record says is paid,
 // the rest of the deposit comes back, and nobody is accused.
 func TestRestoredFromYesterday(t *testing.T) {
+	t.Parallel()
 	for _, side := range []string{"provider", "renter"} {
 		for _, since := range []string{"ran on", "ended", "settled", "closed"} {
 			t.Run(side+", lease "+since, func(t *testing.T) {

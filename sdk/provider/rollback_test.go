@@ -80,6 +80,7 @@ func awaitRecord(t *testing.T, l *renter.Rental, sequence uint64) (s renter.Stat
 // database. The renter shows what it has: the lease ends without another signature, and exactly what its records say is
 // paid. What the payee settled meanwhile on the chain is found there.
 func TestRestoredMachine(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"lease in the copy", "lease begun since", "nothing is left"} {
 		t.Run(name, func(t *testing.T) {
 			begun := name == "lease in the copy"
@@ -217,6 +218,7 @@ func TestRestoredRenter(t *testing.T) {
 // shows its terms, and what was used is not served a second time: to the base unit where the file of what was signed is left,
 // else all that was vouchered.
 func TestChannelTakenUpFromTheChain(t *testing.T) {
+	t.Parallel()
 	t.Run("the records signed are left", func(t *testing.T) { takenUp(t, true) })
 	t.Run("nothing is left", func(t *testing.T) { takenUp(t, false) })
 }

@@ -100,6 +100,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		return nil, err
 	}
 	p.leases.Init(ctx)
+	p.reserved.Before = p.leases.Forgotten.Before
 	err = p.directory.CatchUp(ctx, p.escrow, p.config.Chain.Confirmations)
 	if err == nil {
 		err = p.directory.TakeUp(ctx)
@@ -255,7 +256,7 @@ func (p *Server) chainParts(ctx context.Context) error {
 	settles := &p.settlement
 	settles.config, settles.prices, settles.payee, settles.directory = p.config, &p.prices, p.payee, p.directory
 	p.debts = p.newDebts()
-	p.capacity = capacity{nodes: p.nodes, allocator: p.config.Allocator, offered: &p.leases.Offered, reserved: &p.reserved, takes: p.directory.TakesLeases, log: p.config.Log}
+	p.capacity = capacity{nodes: p.nodes, allocator: p.config.Allocator, leases: &p.leases, reserved: &p.reserved, takes: p.directory.TakesLeases, log: p.config.Log}
 	if p.db.Shared() {
 		p.gateway = p.newGateway()
 		p.sender = settles.newSender(txs)

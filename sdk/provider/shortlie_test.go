@@ -36,6 +36,7 @@ func falseChannel(words map[int]uint64) badrpc.Fault {
 // TestWhatAnEndpointSaysForAMomentIsUndone: for two seconds the only endpoint says something false of a channel, then it is well.
 // What was vouchered is settled, the payer is charged what it used, and the channel serves again; also after a restart.
 func TestWhatAnEndpointSaysForAMomentIsUndone(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		words   map[int]uint64

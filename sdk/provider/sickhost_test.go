@@ -40,6 +40,7 @@ func TestAllocationThatHangs(t *testing.T) {
 // TestReleaseThatFailsOnce: what could not be taken back when its lease ended is suspended, the operator is told, and it is taken back
 // when that works, without another start: at a provider and at a node.
 func TestReleaseThatFailsOnce(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"provider", "node"} {
 		t.Run(name, func(t *testing.T) {
 			fresh, calls, fails := handing(t)

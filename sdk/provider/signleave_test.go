@@ -13,6 +13,7 @@ import (
 // TestSignLeaveGivesTheGPUsBack: when a leave is signed, the lease ends at its provider at once, whether Run goes on or not, and
 // nothing is billed after it. Where the provider is away the leave is signed all the same, and a Run gives the GPU back.
 func TestSignLeaveGivesTheGPUsBack(t *testing.T) {
+	t.Parallel()
 	for _, when := range []string{"running", "not running", "provider away"} {
 		t.Run(when, func(t *testing.T) {
 			p := newPairWith(t, renter.Options{Deposit: "0.3", PayEvery: time.Hour}, generousCredit)

@@ -38,6 +38,7 @@ func (b *slowBackend) CallContract(ctx context.Context, msg ethereum.CallMsg, bl
 // A stranger names the open of a channel as its top-up, which anybody can, and the endpoint is slow to answer. Meanwhile the
 // payer closes the channel, or asks to: the old answer undoes neither, whichever of them is late.
 func TestSlowAnswerReopensNothing(t *testing.T) {
+	t.Parallel()
 	for _, answer := range []int64{1, 2} {
 		t.Run(fmt.Sprintf("close, answer %d", answer), func(t *testing.T) {
 			testSlowAnswer(t, answer, channel.Finalized, func(lease *tab) { lease.close(0) })

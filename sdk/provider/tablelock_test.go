@@ -19,6 +19,7 @@ import (
 // do. The lease is suspended when its credit is used up, it is not ended, nothing of it is taken back, no more than the credit
 // is charged, and it goes on when the table is free and it is paid.
 func TestTableThatIsLockedForLong(t *testing.T) {
+	t.Parallel()
 	for _, table := range []string{"gateways", "leases", "payee_channels", "records"} {
 		t.Run(table, func(t *testing.T) {
 			address := pgtest.URL(t) + "&lock_timeout=1min" // no server gives up for us
@@ -70,6 +71,7 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 // TestLeaseThatIsTakenAndNotRun: whoever takes a lease over and cannot read what was written of it meters nothing. Its devices are
 // suspended when its credit is used up, by who let it go or, where that one died, by who took it, and it goes on when it can be read.
 func TestLeaseThatIsTakenAndNotRun(t *testing.T) {
+	t.Parallel()
 	for _, dies := range []bool{false, true} {
 		t.Run(map[bool]string{false: "it was let go", true: "its gateway died"}[dies], func(t *testing.T) {
 			direct := pgtest.URL(t)

@@ -58,6 +58,7 @@ func (r *rig) defaulter(salt byte) (left *tab, debt uint64) {
 // TestDebtOnAClosedChannelIsWrittenOff: who owes the credit on a closed channel, where no voucher can pay it any more, has the
 // credit again a day after its last lease, and not before; also where the provider was started again in between.
 func TestDebtOnAClosedChannelIsWrittenOff(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, func(c *Config) { c.Terms.Credit, c.Terms.SuspendTimeout = 2*time.Second, 200*time.Millisecond })

@@ -14,6 +14,7 @@ import (
 // TestX402DebtLapses: a payer of x402 that used the credit's worth on small channels and withdrew them has nothing to refund. It has
 // its credit again when the provider forgives it, or after DebtKept and not before, and the answer says so.
 func TestX402DebtLapses(t *testing.T) {
+	t.Parallel()
 	for name, forgive := range map[string]bool{"after DebtKept": false, "forgiven": true} {
 		t.Run(name, func(t *testing.T) { x402Debtor(t, forgive) })
 	}

@@ -72,6 +72,7 @@ func TestRestartGoesOnWithTicks(t *testing.T) {
 
 // TestOnPostgres: the same on a server.
 func TestX402(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
 		"ticks":   TestTicksFromDepositToPayout,
 		"refunds": TestRefunds,

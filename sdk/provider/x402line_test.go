@@ -125,6 +125,7 @@ func TestWrongAmountIsCorrected(t *testing.T) {
 // reserved, each request is charged no more than it is over, and the client can
 // go on, also after a claim.
 func TestDebtIsCarried(t *testing.T) {
+	t.Parallel()
 	for name, claimed := range map[string]bool{"kept": false, "claimed": true} {
 		t.Run(name, func(t *testing.T) {
 			r := newPayRig(t)

@@ -130,6 +130,7 @@ func (b *buyer) forgets(backedUp func()) (charged uint64) {
 // and claimed. It is so for a request, for a refund, with a lease that the old books take up again, and for a channel
 // that they do not know.
 func TestRestoredDeskChargesWhatItForgot(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name             string
 		refund           bool

@@ -396,6 +396,7 @@ func TestX402AccountsOfAnEarlierVersion(t *testing.T) {
 // or its virtual machine is stopped, between two ticks or while one is under way, the first or a later one. The provider is
 // accused of nothing, in the ticks that come then either, and is paid.
 func TestX402HonestProviderOfARenterWhoseClockMissedTime(t *testing.T) {
+	t.Parallel()
 	between := func(miss func(n *tickRenter, f *testrig.FlawedClock, since metering.Instant)) func(*tickRenter, *testrig.FlawedClock) {
 		return func(n *tickRenter, f *testrig.FlawedClock) {
 			since := f.Clock.Now()

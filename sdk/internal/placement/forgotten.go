@@ -155,14 +155,28 @@ func (f *Forgotten) Before(ctx context.Context) error {
 	return nil
 }
 
-// each does something with each, of which nobody does anything else meanwhile, and reports whether there are any.
-func (f *Forgotten) each(ctx context.Context, do func(gpu.Allocation) error) (bool, error) {
+// Devices are those of the forgotten leases: where the allocator's book does not name them they are not free all the same.
+func (f *Forgotten) Devices(ctx context.Context) (devices []string, err error) {
+	_, all, err := f.all(ctx)
+	for _, in := range all {
+		devices = append(devices, in.Devices...)
+	}
+	return devices, err
+}
+
+func (f *Forgotten) all(ctx context.Context) (hands, map[common.Hash]highwater.InHand, error) {
 	h, ok := handsOf(f.Placer)
 	if !ok {
-		return false, nil
+		return hands{}, nil, nil
 	}
 	running := f.Running()
 	all, err := h.forgotten(ctx, func(id common.Hash, _ highwater.InHand) bool { return !running[id] })
+	return h, all, err
+}
+
+// each does something with each, of which nobody does anything else meanwhile, and reports whether there are any.
+func (f *Forgotten) each(ctx context.Context, do func(gpu.Allocation) error) (bool, error) {
+	h, all, err := f.all(ctx)
 	var wait sync.WaitGroup
 	failed := make(chan error, len(all))
 	for id, in := range all {

@@ -22,6 +22,8 @@ import (
 
 // Book has the reservations of this gateway. Those of gateways that share a database are in its rows, too, where all see them.
 type Book struct {
+	// Before is waited for before room is counted for a lease. nil: nothing is.
+	Before func(context.Context) error
 	// Left is how many devices are free beside what the others keep.
 	Left   func(ctx context.Context, others []cluster.Kept) (int, error)
 	Shared *Shared // nil: no other gateway rents out the same devices
@@ -142,6 +144,11 @@ func (b *Book) Taken(id common.Hash) {
 // Reserve keeps GPUs for a channel until its lease has them. Of them back are
 // about to come back from its own lease.
 func (b *Book) Reserve(ctx context.Context, id common.Hash, gpus, back int) (*Reservation, error) {
+	if b.Before != nil {
+		if err := b.Before(ctx); err != nil {
+			return nil, err
+		}
+	}
 	fits := func(others []cluster.Kept) error { return b.roomBeside(ctx, others, gpus, back) }
 	s, err := b.add(id, max(gpus-back, 0), fits)
 	if err != nil || b.Shared == nil {
