@@ -210,9 +210,24 @@ gotest() {
 	return "$status"
 }
 
-# suite runs all Go tests, the longest packages first, and those that failed beside the others once more by themselves. Most wait
-# for blocks and clocks: four at a time leave two cores time.
-suite() { gotest "$@" -p 2 -parallel 4 -timeout 35m ./sdk/provider ./sdk/renter ./... || again "$@"; }
+# suite runs the tests of packages, the longest first, and those that failed beside the others once more by themselves. Most wait for
+# blocks and clocks: four at a time leave two cores time.
+suite() {
+	local packages=$1
+	shift
+	gotest "$@" -p 2 -parallel 4 -timeout 35m $packages || again "$@"
+}
+
+# What the race detector would see little of and slow much: packages that start programs, which are built without it, and tables whose
+# cases come one after the other.
+programs='/internal/(crash|e2e|fleet|nemesis|programs|readme)$'
+tables='^(TestEndpointMisbehaves|TestEveryFieldOfWhatAProviderSends|TestRenterOfTwoEndpoints|TestTamperedBundle)$'
+
+# racing runs all other tests. To search what compresses answers for races takes an eighth of the time, and it shares nothing.
+racing() {
+	suite "./sdk/provider ./sdk/renter $(go list ./... | grep -vE "$programs")" \
+		-race -gcflags=compress/flate=-race=false -skip "$tables|^TestListIsCurrent\$"
+}
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
 # real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a
@@ -383,12 +398,13 @@ step "forge test, gas" forgetest
 step "bindings are current" generated
 step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
-	step "go test" suite
+	step "go test" suite "./sdk/provider ./sdk/renter ./..."
 	step "model" model
 	step "benchmarks" benchmarks
 else
-	# to search what compresses answers for races takes an eighth of the time, and it shares nothing
-	step "go test -race" suite -race -gcflags=compress/flate=-race=false -skip '^TestListIsCurrent$'
+	step "go test -race" racing
+	step "go test, tables" suite "./sdk/renter ./sdk/provider" -run "$tables"
+	step "go test, programs" suite "$(go list ./... | grep -E "$programs")"
 	step "model" model
 	step "benchmarks" benchmarks -race
 	step "quickstart" quickstart
