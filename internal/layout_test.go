@@ -85,6 +85,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/gateways", "channel channel/store metering sdk/chain sdk/gpu sdk/internal/cluster sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore " +
 		"sdk/internal/placement sdk/internal/run sdk/settle sdk/wire"},
 	{"sdk/internal/reserve", "channel/store sdk/gpu sdk/internal/cluster"},
+	{"sdk/internal/offering", "channel metering sdk/chain sdk/internal/inventory sdk/internal/leasestore sdk/wire"},
 	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
 	{"sdk/internal/sessionscheme", "channel channel/store internal/eip712 internal/fault internal/u256 metering sdk/chain sdk/internal/admit " +
 		"sdk/internal/highwater sdk/internal/keyed sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/reserve sdk/internal/scheme " +

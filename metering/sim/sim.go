@@ -47,6 +47,7 @@ type Fault struct {
 type Options struct {
 	Clock       metering.Clock // metering.System if nil
 	MemoryBytes uint64         // of each; 80 GiB if zero
+	Models      []string       // what they are called, one after the other, and the last of it all that follow; "Simulated GPU" if empty
 	Script      []Fault
 }
 
@@ -55,6 +56,7 @@ type Source struct {
 	clock  metering.Clock
 	start  metering.Instant
 	memory uint64
+	models []string
 	count  int
 
 	mu     sync.Mutex
@@ -81,10 +83,14 @@ func New(n int, opts Options) *Source {
 	if opts.MemoryBytes == 0 {
 		opts.MemoryBytes = 80 << 30
 	}
+	if len(opts.Models) == 0 {
+		opts.Models = []string{"Simulated GPU"}
+	}
 	s := &Source{
 		clock:  opts.Clock,
 		start:  opts.Clock.Now(),
 		memory: opts.MemoryBytes,
+		models: opts.Models,
 		count:  n,
 		told:   make(map[key]bool),
 		closed: make(chan struct{}),
@@ -124,7 +130,7 @@ func (s *Source) Devices(context.Context) ([]metering.Device, error) {
 			BootID:      s.clock.BootID(),
 			Driver:      "simulated",
 			MemoryBytes: s.memory,
-			Name:        "Simulated GPU",
+			Name:        s.models[min(i, len(s.models)-1)],
 			NVML:        "simulated",
 			PCI:         fmt.Sprintf("SIM:%02d", i),
 			Simulated:   true,

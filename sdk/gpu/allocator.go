@@ -77,6 +77,11 @@ type Request struct {
 	GPUs    int   // how many, at least 1
 	Term    int64 // fencing token of the call, as Allocation has it
 
+	// Class is the kind of devices that the lease pays for, and Devices are those of it: what is given of others is taken back, and
+	// the lease does not begin. Empty where all that the provider rents out are of one kind.
+	Class   string
+	Devices []string
+
 	// Routed are the devices of this provider's Metered routes. A route answers 503 for as long as a lease has one of its
 	// devices: where others are free a lease is given those.
 	Routed []string

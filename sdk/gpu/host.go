@@ -37,7 +37,7 @@ import (
 // what it wrote to stderr, cut short. Of what it writes to stdout and to stderr 64 KiB each are kept, and the rest is dropped. What
 // is taken back after a failed allocation has as long as the allocation had: CallTimeout.
 type HostAllocator struct {
-	Devices []string // UUIDs to rent out; none: all that Source lists and are of one kind with the first that it ever listed
+	Devices []string // UUIDs to rent out; none: all that Source lists and are of one kind with the first that it ever listed, or of the provider's classes
 
 	// Source lists the devices that work: one that it lists no more, as it is lost or hangs, is not handed out until it
 	// does. Without one all of Devices are taken to work. One that a lease could not read lately is not handed out either, for a
@@ -65,7 +65,9 @@ type HostAllocator struct {
 	book inventory.Book // instead of own, where gateways share the host
 
 	sick  inventory.Quarantine // of devices that are not handed out meanwhile
-	first *metering.Device     // of the source: what it lists later and is of one kind with it is rented out, too; nil: Devices alone is, where there are any
+	joins bool                 // what the source lists later is rented out, too; else Devices alone is, where there are any
+	one   inventory.Kinds      // of one kind with the first
+	kinds *inventory.Kinds     // instead of one, a provider's classes
 
 	awayMu sync.Mutex
 	away   []string // of leases of an earlier run, and not here when this one began
@@ -91,6 +93,10 @@ func (s stock) Share(book inventory.Book)         { s.host.book = book }
 func (s stock) Devices() []string                 { return s.host.devices() }
 func (s stock) Remember(devices []string)         { s.host.remember(devices) }
 func (s stock) Quarantine() *inventory.Quarantine { return &s.host.sick }
+func (s stock) Sell(kinds *inventory.Kinds)       { s.host.kinds = kinds }
+func (s stock) Free(of []string) int {
+	return s.host.free(func() []string { return inventory.Both(s.host.rentable(), of) })
+}
 
 // leased is the book of the devices that are rented out here.
 func (h *HostAllocator) leased() inventory.Book {
@@ -101,7 +107,7 @@ func (h *HostAllocator) leased() inventory.Book {
 }
 
 // NewHostAllocator rents out every device that the source can meter, those included that it lists later, as one that is lost now
-// and comes back: where they are of one kind with the first. One that the
+// and comes back: where they are of one kind with the first, or of one of the provider's classes. One that the
 // source lists no more, as it is lost or hangs, is not handed out until it does.
 func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocator, error) {
 	devices, err := source.Devices(ctx)
@@ -111,7 +117,8 @@ func NewHostAllocator(ctx context.Context, source metering.Source) (*HostAllocat
 	if len(devices) == 0 {
 		return nil, fmt.Errorf("%s has no GPU to rent out", source.Name())
 	}
-	h := &HostAllocator{Source: source, first: &devices[0]}
+	h := &HostAllocator{Source: source, joins: true}
+	h.one.Of(devices[0])
 	for _, d := range devices {
 		h.Devices = append(h.Devices, d.UUID)
 	}
@@ -155,14 +162,14 @@ func (h *HostAllocator) devices() []string {
 
 // rentable are those that go into new leases.
 func (h *HostAllocator) rentable() []string {
-	all, first := slices.Clone(h.Devices), h.first
-	if len(all) == 0 {
-		first = h.sick.First()
-	}
-	if first == nil {
+	all, kinds := slices.Clone(h.Devices), h.kinds
+	if len(all) > 0 && !h.joins {
 		return all
 	}
-	for _, d := range h.sick.Joined(*first, all) {
+	if kinds == nil {
+		kinds = &h.one
+	}
+	for _, d := range h.sick.Joined(kinds.Sells, all) {
 		all = append(all, d.UUID)
 	}
 	return all
@@ -177,12 +184,14 @@ func (h *HostAllocator) remember(devices []string) {
 }
 
 // Free returns how many devices are not in a lease, and work.
-func (h *HostAllocator) Free() int {
+func (h *HostAllocator) Free() int { return h.free(h.rentable) }
+
+func (h *HostAllocator) free(of func() []string) int {
 	held, err := h.leased().Held(context.Background())
 	if err != nil {
 		return 0 // nothing can be begun without the book
 	}
-	return len(inventory.Unheld(held, h.sick.Lately(h.Source, h.rentable)))
+	return len(inventory.Unheld(held, h.sick.Lately(h.Source, of)))
 }
 
 // Allocate hands out free devices exclusively.
@@ -272,19 +281,22 @@ func (h *HostAllocator) adoptable(a Allocation, held map[string]common.Hash) err
 }
 
 func (h *HostAllocator) take(ctx context.Context, req Request) ([]string, error) {
-	fit, err := h.sick.Fit(ctx, h.Source, h.rentable)
+	of := h.rentable
+	if req.Class != "" {
+		of = func() []string { return inventory.Both(h.rentable(), req.Devices) }
+	}
+	fit, err := h.sick.Fit(ctx, h.Source, of)
 	if err != nil {
 		return nil, fmt.Errorf("%w: the GPUs cannot be listed: %w", ErrNoCapacity, err)
 	}
-	choose := func(held map[string]common.Hash) ([]string, error) { return h.choose(held, fit, req) }
+	choose := func(held map[string]common.Hash) ([]string, error) { return choose(held, fit, req, len(of())) }
 	return h.leased().Reserve(ctx, req.LeaseID, choose)
 }
 
 // choose picks devices that work and are free, those of no Metered route first.
-func (h *HostAllocator) choose(held map[string]common.Hash, fit []string, req Request) ([]string, error) {
+func choose(held map[string]common.Hash, fit []string, req Request, all int) ([]string, error) {
 	n, free := req.GPUs, inventory.Unheld(held, fit)
 	if n < 1 || len(free) < n {
-		all := len(h.rentable())
 		return nil, fmt.Errorf("%w: %d wanted, %d of %d free, %d in quarantine", ErrNoCapacity, n, len(free), all, all-len(fit))
 	}
 	others := inventory.Without(free, req.Routed)

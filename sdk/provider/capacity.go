@@ -3,18 +3,12 @@ package provider
 import (
 	"context"
 	"fmt"
-	"log/slog"
-	"maps"
-	"slices"
 	"strings"
-
-	"github.com/ethereum/go-ethereum/common"
+	"time"
 
 	"github.com/gpupay/gpupay/sdk/gpu"
-	"github.com/gpupay/gpupay/sdk/internal/cluster"
-	"github.com/gpupay/gpupay/sdk/internal/contain"
+	"github.com/gpupay/gpupay/sdk/internal/capacity"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
-	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/nodelink"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
@@ -29,13 +23,25 @@ func (p *Server) listGPUs(ctx context.Context) (err error) {
 	if p.config.Allocator == nil {
 		p.config.Allocator = gpu.HostOf(ctx, p.config.Source)
 	}
-	if p.leases.Offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
+	offered := &p.leases.Offered
+	offered.Kinds.Classes = p.config.classes()
+	if a, ok := p.config.Allocator.(inventory.Keeper); ok && len(p.config.Classes) > 0 {
+		a.Inventory().Sell(&offered.Kinds)
+	}
+	if offered.Devices, err = p.config.Source.Devices(ctx); err != nil {
 		p.noGPUs = fmt.Errorf("provider: listing the GPUs of %s: %w", p.config.Source.Name(), err)
-	} else if len(p.leases.Offered.Devices) == 0 {
+	} else if len(offered.Devices) == 0 {
 		p.noGPUs = fmt.Errorf("provider: %s has no GPU to rent out", p.config.Source.Name())
 	}
-	if err := inventory.OfOneKind(p.leases.Offered.Devices); err != nil {
+	if err := offered.Kinds.Classes.Check(offered.Devices); err != nil {
 		return fmt.Errorf("provider: %w", err)
+	}
+	if sold := offered.List(); len(sold) < len(offered.Devices) {
+		left := inventory.Without(inventory.Names(offered.Devices), inventory.Names(sold))
+		p.config.Log.Warn("GPUs that no class of the configuration names are not rented out", "gpus", left)
+		if len(sold) == 0 {
+			p.noGPUs = fmt.Errorf("provider: no GPU of %s is of a class of the configuration (%s): see Classes", p.config.Source.Name(), strings.Join(offered.Kinds.Classes.IDs(), ", "))
+		}
 	}
 	return nil
 }
@@ -57,90 +63,34 @@ func (c Config) newNodes() (*remote.Nodes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("provider: Nodes: %w", err)
 	}
+	pool.Classes = c.classes()
 	return remote.New(pool), nil
 }
 
-// capacity says how many GPUs a new lease could have, beside what leases have and what is kept for deposits on their way.
-type capacity struct {
-	nodes     *remote.Nodes // nil where this gateway meters
-	allocator gpu.Allocator
-	leases    *lease.Manager
-	reserved  *reserve.Book
-	takes     func() error // why no new lease begins
-	log       *slog.Logger
-}
-
-// pool names the devices that are rented out here: reservations of another host, none of whose devices these are, are nothing to it. One
-// gateway of a host may know a device that was lost when another one started.
-func (c *capacity) pool() string {
-	if c.nodes != nil {
-		return "nodes"
-	}
-	all := inventory.Names(c.leases.Offered.Devices) // of the start: it does not change while others count by it
-	slices.Sort(all)
-	return strings.Join(all, "\n")
-}
-
-// left is how many devices are free beside what others keep, and how many there
-// are where the allocator does not say what is free.
-func (c *capacity) left(ctx context.Context, others []cluster.Kept) (int, error) {
-	if c.nodes != nil {
-		return c.nodes.FreeBeside(cluster.Beside(others, nil)), nil
-	}
-	host, known := c.allocator.(inventory.Keeper)
-	if !known {
-		return c.leftBeside(cluster.Beside(others, nil))
-	}
-	lost, err := c.leases.Forgotten.Devices(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if len(others) == 0 && len(lost) == 0 {
-		return c.leftBeside(nil)
-	}
-	for { // until no lease began or ended in between: one that did would count twice, or not at all
-		held, err := host.Inventory().Book().Held(ctx)
-		if err != nil {
-			return 0, err
+// openBooks has the GPUs of each class be counted.
+func (p *Server) openBooks() {
+	p.reserved = make(reserve.Books)
+	for _, id := range p.config.classes().IDs() {
+		c := p.capacity(id)
+		book := &reserve.Book{Left: c.Left, Before: func(ctx context.Context) error { return p.leases.Forgotten.Before(ctx) }}
+		if p.gateway != nil {
+			book.Shared = &reserve.Shared{DB: p.db, Pool: c.Pool, Log: p.config.Log,
+				TTL: func() time.Duration { return p.config.Deposits.Timeout + p.leases.Deps.Timing.Begins() }}
 		}
-		left, err := c.leftBeside(cluster.Beside(others, held))
-		if err != nil {
-			return 0, err
-		}
-		left -= len(inventory.Without(lost, slices.Collect(maps.Keys(held)))) // such as a table that has no lease to name with them
-		if now, err := host.Inventory().Book().Held(ctx); err != nil || maps.Equal(now, held) {
-			return left, err
-		}
+		p.reserved[id] = book
 	}
 }
 
-func (c *capacity) leftBeside(others []int) (int, error) {
-	left, ok, err := contain.Free(c.log, c.allocator)
-	if !ok {
-		left = len(c.leases.Offered.List())
-	}
-	for _, kept := range others {
-		left -= kept
-	}
-	return left, err
+func (p *Server) capacity(class string) *capacity.Class {
+	lost := func(ctx context.Context) ([]string, error) { return p.leases.Forgotten.Devices(ctx) }
+	return &capacity.Class{ID: class, Nodes: p.nodes, Allocator: p.config.Allocator, Offered: &p.leases.Offered, Offer: p.offers.Of, Forgotten: lost, Log: p.config.Log}
 }
 
-// free is how many GPUs a new lease could have now. nil: the allocator does not say.
-func (c *capacity) free() *int {
-	free := 0
-	if c.takes() != nil {
-		return &free
+// free is how many GPUs a new lease of a class could have now. nil: the allocator does not say.
+func (p *Server) free(class string) *int {
+	book := p.reserved[class]
+	if p.directory.TakesLeases() != nil || book == nil {
+		return new(int)
 	}
-	if _, ok := c.allocator.(gpu.Capacity); !ok && c.nodes == nil {
-		return nil
-	}
-	others, err := c.reserved.Others(context.Background(), common.Hash{})
-	if err != nil {
-		return &free // nothing can be begun without the book
-	}
-	left, err := c.left(context.Background(), others)
-	if err == nil {
-		free = max(left, 0)
-	}
-	return &free
+	return p.capacity(class).Free(context.Background(), book)
 }

@@ -386,9 +386,9 @@ type stoppedGPUs struct {
 	*stop
 }
 
-func (s stoppedGPUs) Seated(ctx context.Context, r *reserve.Reservation, channelID common.Hash, gpus int) (*reserve.Reservation, error) {
+func (s stoppedGPUs) Seated(ctx context.Context, r *reserve.Reservation, class string, channelID common.Hash, gpus int) (*reserve.Reservation, error) {
 	s.point()
-	return s.GPUs.Seated(ctx, r, channelID, gpus)
+	return s.GPUs.Seated(ctx, r, class, channelID, gpus)
 }
 
 // sellers are two gateways that take x402 over one database, and a buyer at each with one channel between them, which is known and

@@ -37,6 +37,9 @@ type Config struct {
 	Database string
 	// PricePerGPUHour is in units of the token, such as "2.50".
 	PricePerGPUHour string
+	// Classes are the kinds of GPUs that are rented out, each with a price: one offer is made for each, and where there are several a
+	// renter says which it wants. None if empty: then all GPUs must be of one kind.
+	Classes []Class
 	// Source meters the GPUs of this host.
 	Source metering.Source
 	// Allocator hands them out; a gpu.HostAllocator over Source if nil.
@@ -294,7 +297,7 @@ func (c Config) check() error {
 	if err := tower.CheckURLs(c.Watchtowers.URLs); err != nil {
 		return fmt.Errorf("provider: Watchtowers.URLs: %w", err)
 	}
-	return errors.Join(c.checkTimes(), c.Settlement.Check(), c.Limits.check())
+	return errors.Join(c.checkClasses(), c.checkTimes(), c.Settlement.Check(), c.Limits.check())
 }
 
 // checkTimes refuses times below zero, which nothing can wait for.

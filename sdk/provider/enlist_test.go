@@ -84,7 +84,7 @@ func (o *outpost) refused(r *rig) {
 
 // kinds are the models that a gateway offers.
 func (r *rig) kinds() (models []string) {
-	if err := r.provider.offers.renew(r.Context()); err != nil {
+	if err := r.provider.offers.Renew(r.Context()); err != nil {
 		r.Fatal(err)
 	}
 	for _, d := range r.provider.Offer().Devices {

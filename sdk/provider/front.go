@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -53,11 +54,7 @@ func (d frontDesk) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	d.p.metrics.Refused(problem)
 	if problem.Status == http.StatusPaymentRequired {
-		if err := d.p.schemes.Offer(w.Header(), r); err != nil {
-			problem = wire.Internal.With("no challenge could be made")
-		} else {
-			problem.FreeGPUs = d.p.capacity.free()
-		}
+		problem = d.offer(w, r, problem)
 	}
 	switch problem.Status {
 	case http.StatusServiceUnavailable:
@@ -67,6 +64,28 @@ func (d frontDesk) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	serve.Hurry(w)
 	problem.Write(w)
+}
+
+// offer adds to a 402 what the schemes ask for. The problem is another one where the request does not say which of several classes of
+// GPUs it is for, or names one that there is not.
+func (d frontDesk) offer(w http.ResponseWriter, r *http.Request, problem *wire.Problem) *wire.Problem {
+	err := d.p.schemes.Offer(w.Header(), r)
+	var which *wire.Problem
+	switch {
+	case errors.As(err, &which):
+		return which
+	case err != nil:
+		return wire.Internal.With("no challenge could be made")
+	}
+	class := scheme.ClassOf(r)
+	if class == "" && len(d.p.config.Classes) == 1 {
+		class = d.p.config.Classes[0].ID
+	}
+	if _, err := d.p.offers.Of(class); errors.As(err, &which) { // who pays for a lease of before has its challenge; there are no more
+		problem.Classes = which.Classes
+	}
+	problem.FreeGPUs = d.p.free(class)
+	return problem
 }
 
 // Problem is what a renter is told of an error.

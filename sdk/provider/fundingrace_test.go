@@ -36,7 +36,7 @@ func TestOneDepositForTheLastGPU(t *testing.T) {
 			if resp := <-served; resp.StatusCode != http.StatusOK {
 				t.Fatalf("the first: %s %v", resp.Status, wire.ParseProblem(resp))
 			}
-			if kept, err := r.provider.reserved.Others(t.Context(), [32]byte{}); b.holds() != 0 || kept != nil || err != nil {
+			if kept, err := r.provider.reserved[""].Others(t.Context(), [32]byte{}); b.holds() != 0 || kept != nil || err != nil {
 				t.Errorf("the second's channel holds %d; kept: %v, %v", b.holds(), kept, err)
 			}
 		})
@@ -53,7 +53,7 @@ func TestGatewaysShareTheReservations(t *testing.T) {
 	}
 	one := newPayRig(t, change)
 	two := payRigOn(t, one.chain, change)
-	dead := cluster.Reservation{ID: "dead", Pool: one.provider.capacity.pool(), Channel: "of a gateway that died", GPUs: 2}
+	dead := cluster.Reservation{ID: "dead", Pool: one.provider.capacity("").Pool(), Channel: "of a gateway that died", GPUs: 2}
 	if err := (cluster.Reservations{DB: one.provider.db}).Keep(t.Context(), dead, time.Millisecond, func([]cluster.Kept) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestGatewaysShareTheReservations(t *testing.T) {
 	if resp := <-served; resp.StatusCode != http.StatusOK {
 		t.Fatalf("the first: %s %v", resp.Status, wire.ParseProblem(resp))
 	}
-	if kept, err := two.provider.reserved.Others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 || b.holds() != 0 {
+	if kept, err := two.provider.reserved[""].Others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 || b.holds() != 0 {
 		t.Errorf("kept: %v, %v; the second's channel holds %d", kept, err, b.holds())
 	}
 }
@@ -85,7 +85,7 @@ func TestReservationEndsWithItsDeposit(t *testing.T) {
 	forged := a.depositing(a.next(), 20_000)
 	forged.Payload.Deposit.Authorization.Signature[3] ^= 1
 	refused := a.refused(a.pay(forged))
-	if kept, err := r.provider.reserved.Others(t.Context(), [32]byte{}); refused.Error == "" || kept != nil || err != nil {
+	if kept, err := r.provider.reserved[""].Others(t.Context(), [32]byte{}); refused.Error == "" || kept != nil || err != nil {
 		t.Errorf("a forged one: %v; kept: %v, %v", refused, kept, err)
 	}
 	mine, theirs := a.depositing(a.next(), 20_000), b.depositing(b.next(), 20_000)
@@ -137,7 +137,7 @@ func TestSessionsShareTheReservations(t *testing.T) {
 	if _, err := open("POST", 1, 3); err != nil {
 		t.Errorf("an open without a lease needs no GPU: %v", err)
 	}
-	if free := p.capacity.free(); free == nil || *free != 0 {
+	if free := p.free(""); free == nil || *free != 0 {
 		t.Errorf("%v are said to be free", free)
 	}
 	if refused := other.pay(other.depositing(other.next(), 20_000)); refused.StatusCode != http.StatusServiceUnavailable || other.holds() != 0 {

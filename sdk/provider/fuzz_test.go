@@ -28,12 +28,12 @@ import (
 // by an error of its own, and a voucher counts only if its signer signed it within the deposit.
 func FuzzRequest(f *testing.F) {
 	p, key, terms := fuzzProvider(f)
-	challenge, err := sessionOf(p).Challenges.Mint()
+	challenge, err := sessionOf(p).Challenges.Mint(context.Background(), "")
 	if err != nil {
 		f.Fatal(err)
 	}
 	sessionOf(p).Challenges.Minter.TTL = 24 * time.Hour // outlives the fuzzer
-	if challenge, err = sessionOf(p).Challenges.Mint(); err != nil {
+	if challenge, err = sessionOf(p).Challenges.Mint(context.Background(), ""); err != nil {
 		f.Fatal(err)
 	}
 	voucher, err := p.payee.Domain.Sign(f.Context(), key, terms.ID(), *uint256.NewInt(500))

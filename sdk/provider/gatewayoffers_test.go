@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/internal/pgtest"
+	"github.com/gpupay/gpupay/sdk/internal/offering"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/x402/x402client"
 )
@@ -37,15 +38,15 @@ func TestOfferIsOneAtAllGateways(t *testing.T) {
 	for _, ttl := range []time.Duration{24 * time.Hour, time.Hour, time.Minute, 7 * time.Second} {
 		for range 1000 {
 			now := time.Unix(1_700_000_000+rand.Int64N(1e8), rand.Int64N(1e9))
-			end := offerEnd(now, ttl)
+			end := offering.End(now, ttl)
 			if left := end.Sub(now); left < ttl/2 || left > ttl {
 				t.Fatalf("made at %s an offer of %s is good for %s", now, ttl, left)
 			}
 			next := end.Add(-ttl / 2) // when the next one is made
-			if late := now.Add(rand.N(next.Sub(now))); offerEnd(late, ttl) != end {
-				t.Fatalf("made at %s it ends at %s, made at %s at %s", now, end, late, offerEnd(late, ttl))
+			if late := now.Add(rand.N(next.Sub(now))); offering.End(late, ttl) != end {
+				t.Fatalf("made at %s it ends at %s, made at %s at %s", now, end, late, offering.End(late, ttl))
 			}
-			if !offerEnd(next, ttl).After(end) {
+			if !offering.End(next, ttl).After(end) {
 				t.Fatalf("it is not renewed at %s", next)
 			}
 		}

@@ -549,9 +549,7 @@ func TestLeaseFromBeforeGoesOn(t *testing.T) {
 	if err := errors.Join(err, r.provider.store.Offers.Put(t.Context(), before)); err != nil {
 		t.Fatal(err)
 	}
-	r.provider.offers.mu.Lock()
-	r.provider.offers.newest = before
-	r.provider.offers.mu.Unlock()
+	r.provider.offers.Set(before)
 	lease := r.open(1, 300_000, "")
 	lease.record()
 	r.restart()

@@ -36,7 +36,7 @@ func TestLeaseAtANode(t *testing.T) {
 	}
 	checker, err := verify.New(verify.Config{
 		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: lease.terms.ChainID,
-			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices, Simulated: true},
+			Escrow: r.chain.Escrow, Price: r.provider.rates[""].Price, Devices: lease.lease.Devices, Simulated: true},
 		Key: meter, Tolerance: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)

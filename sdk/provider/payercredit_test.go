@@ -174,7 +174,7 @@ func TestDebtorBeginsNoLeaseAnew(t *testing.T) {
 			t.Fatalf("a lease of a payer that owes %d: %s %v", debt, resp.Status, p)
 		}
 	}
-	if free := r.provider.capacity.free(); free == nil || *free != 2 {
+	if free := r.provider.free(""); free == nil || *free != 2 {
 		t.Errorf("%v GPUs are free after leases that were refused", free)
 	}
 	s, err := r.provider.payee.State(t.Context(), lease.terms.ID())

@@ -6,41 +6,44 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/offering"
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
 // prices is what people say in a configuration (units of the token, an hour) as what is charged: in base units.
 type prices struct {
-	price       metering.Price
-	credit      uint256.Int // for Config.Terms.Credit of GPU time
-	minDeposit  uint256.Int
-	minTransfer uint256.Int // worth a transaction of ours
-	minDelta    uint256.Int // what a voucher must add
-	row         uint256.Int // what a channel must bring to be settled; zero: by the gas of its contract
+	rates       map[string]offering.Rate // by class
+	credit      uint256.Int              // for Config.Terms.Credit of GPU time, of the cheapest class
+	minDeposit  uint256.Int              // of the cheapest class
+	minTransfer uint256.Int              // worth a transaction of ours
+	minDelta    uint256.Int              // what a voucher must add
+	row         uint256.Int              // what a channel must bring to be settled; zero: by the gas of its contract
 
 	decimals uint8 // of the token
 }
 
 // pricesOf refuses what cannot be charged exactly.
 func pricesOf(c Config, decimals uint8) (prices, error) {
-	p := prices{row: c.Settlement.LeastRow, decimals: decimals}
+	p := prices{row: c.Settlement.LeastRow, decimals: decimals, rates: make(map[string]offering.Rate)}
+	for i, id := range c.classes().IDs() {
+		rate, credit, err := p.rateOf(c, c.priceOf(id))
+		if err != nil && id != "" {
+			return p, fmt.Errorf("%w (of class %s)", err, id)
+		} else if err != nil {
+			return p, err
+		}
+		p.rates[id] = rate
+		if i == 0 {
+			p.credit, p.minDeposit = credit, rate.MinDeposit
+		}
+		p.credit, p.minDeposit = u256.Min(p.credit, credit), u256.Min(p.minDeposit, rate.MinDeposit)
+	}
 	var err error
-	if p.price, err = units.PerHour(c.PricePerGPUHour, decimals); err != nil {
-		return p, fmt.Errorf("provider: PricePerGPUHour: %w", err)
-	}
-	if p.credit, err = p.price.Charge(uint64(c.Terms.Credit)); err != nil {
-		return p, fmt.Errorf("provider: Terms.Credit: %w", err)
-	}
 	if p.minTransfer, err = p.amount("Terms.MinTransfer", c.Terms.MinTransfer); err != nil {
-		return p, err
-	}
-	if p.minDeposit, err = p.amount("Deposits.Min", c.Deposits.Min); c.Deposits.Min == "" {
-		p.minDeposit, err = p.price.Charge(uint64(10 * time.Minute))
-	}
-	if err != nil {
 		return p, err
 	}
 	if c.Terms.MinTransfer == "" {
@@ -48,6 +51,20 @@ func pricesOf(c Config, decimals uint8) (prices, error) {
 	}
 	p.minDelta, err = p.leastDelta(c.Terms.MinVoucherDelta)
 	return p, err
+}
+
+// rateOf is what GPUs of a price cost, and what the credit of one comes to.
+func (p *prices) rateOf(c Config, hourly string) (r offering.Rate, credit uint256.Int, err error) {
+	if r.Price, err = units.PerHour(hourly, p.decimals); err != nil {
+		return r, credit, fmt.Errorf("provider: PricePerGPUHour: %w", err)
+	}
+	if credit, err = r.Price.Charge(uint64(c.Terms.Credit)); err != nil {
+		return r, credit, fmt.Errorf("provider: Terms.Credit: %w", err)
+	}
+	if r.MinDeposit, err = p.amount("Deposits.Min", c.Deposits.Min); c.Deposits.Min == "" {
+		r.MinDeposit, err = r.Price.Charge(uint64(10 * time.Minute))
+	}
+	return r, credit, err
 }
 
 // amount is what a field of the configuration comes to; nothing where it is empty.
@@ -91,4 +108,12 @@ func (p *prices) worthSettling(contract chain.Contract) error {
 			units.Format(p.minDeposit, p.decimals), units.Format(row, p.decimals))
 	}
 	return nil
+}
+
+// hourly are the prices of all classes.
+func (p *prices) hourly() (all []metering.Price) {
+	for _, rate := range p.rates {
+		all = append(all, rate.Price)
+	}
+	return all
 }

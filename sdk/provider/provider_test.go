@@ -41,6 +41,7 @@ type rig struct {
 	atWork
 	chain *devchain.Chain
 	payer *channel.Key
+	class string // that its requests are for; empty: they do not say
 }
 
 // atWork is a provider that runs behind a server, and can be stopped and started again.
@@ -154,6 +155,9 @@ func (r *atWork) restart() {
 // do sends one request for the lease.
 func (r *rig) do(method, query string, cred *wire.Credential, header ...string) *http.Response {
 	r.Helper()
+	if r.class != "" {
+		query = "?class=" + r.class + strings.Replace(query, "?", "&", 1)
+	}
 	req, err := http.NewRequestWithContext(r.Context(), method, r.server.URL+"/lease"+query, nil)
 	if err != nil {
 		r.Fatal(err)
@@ -377,7 +381,7 @@ func TestLeaseFromOpenToRefund(t *testing.T) {
 	}
 	checker, err := verify.New(verify.Config{
 		Lease: metering.Lease{ID: lease.lease.LeaseID, ChannelID: lease.terms.ID(), OfferHash: r.provider.Offer().Hash, ChainID: devchain.ChainID,
-			Escrow: r.chain.Escrow, Price: r.provider.price, Devices: lease.lease.Devices, Simulated: true},
+			Escrow: r.chain.Escrow, Price: r.provider.rates[""].Price, Devices: lease.lease.Devices, Simulated: true},
 		Key: r.config.Key.Address(), Tolerance: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)

@@ -96,7 +96,7 @@ func TestGPUThatIsLostAtTheStartComesBack(t *testing.T) {
 	w.step(2)
 	lease.release()
 	w.want(lease, busy(2e9), busy(2e9))
-	if err := w.provider.offers.renew(t.Context()); err != nil || w.provider.Offer().Devices[0].Count != 2 {
+	if err := w.provider.offers.Renew(t.Context()); err != nil || w.provider.Offer().Devices[0].Count != 2 {
 		t.Errorf("%+v are offered, %v", w.provider.Offer().Devices, err)
 	}
 	w.host.set(nil, sim.UUID(1))

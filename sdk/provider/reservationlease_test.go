@@ -108,7 +108,7 @@ func TestAsManyDepositsAsLeases(t *testing.T) {
 				t.Errorf("%d deposits moved, %d leases began on 2 GPUs", deposits, leases)
 			}
 			for _, r := range at {
-				if kept, err := r.provider.reserved.Others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 {
+				if kept, err := r.provider.reserved[""].Others(t.Context(), [32]byte{}); err != nil || len(kept) != 0 {
 					t.Errorf("kept: %v, %v", kept, err)
 				}
 			}

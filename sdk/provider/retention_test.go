@@ -188,7 +188,7 @@ func TestPruneSparesALeaseThatBegins(t *testing.T) {
 			if r.provider.leases.Running(b.terms.ID()) != nil {
 				b.idle()
 			}
-			eventually(t, "its GPU is free again", func() bool { return *r.provider.capacity.free() == 2 })
+			eventually(t, "its GPU is free again", func() bool { return *r.provider.free("") == 2 })
 		})
 	}
 }

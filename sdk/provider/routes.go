@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/sdk/internal/admit"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
+	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -37,18 +39,21 @@ func (p *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Server) serveOffer(w http.ResponseWriter, r *http.Request) {
-	offer := p.Offer()
-	if text := r.PathValue("hash"); text != "" && common.HexToHash(text) != offer.Hash {
-		if !p.limiter.Challenge(r) {
-			frontDesk{p}.Refuse(w, r, wire.TooMany.With("too many requests from your address"))
-			return
-		}
-		past, err := p.store.Offers.Get(r.Context(), common.HexToHash(text))
-		if err != nil {
-			http.NotFound(w, r)
-			return
-		}
-		offer = past
+	var offer wire.SignedOffer
+	var err error
+	if text := r.PathValue("hash"); text != "" {
+		offer, err = p.offers.Find(r.Context(), common.HexToHash(text), func() bool { return p.limiter.Challenge(r) })
+	} else {
+		offer, err = p.offers.Of(scheme.ClassOf(r))
+	}
+	var problem *wire.Problem
+	switch {
+	case errors.As(err, &problem):
+		frontDesk{p}.Refuse(w, r, err)
+		return
+	case err != nil:
+		http.NotFound(w, r)
+		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("ETag", strconv.Quote(offer.Hash.Hex()))

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"time"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
-	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
@@ -57,15 +55,11 @@ func (p *Server) takes(t channel.Terms) bool {
 
 // openSchemes has leases paid by the schemes that were chosen.
 func (p *Server) openSchemes(ctx context.Context) error {
+	p.openBooks()
 	deps := schemeDeps{
 		config: p.config, minDeposit: p.minDeposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, escrow: p.escrow, payee: p.payee, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
-		leases: p.directory, gpus: &p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
-	}
-	p.reserved.Left = p.capacity.left
-	if p.gateway != nil {
-		p.reserved.Shared = &reserve.Shared{DB: p.db, Pool: p.capacity.pool, Log: p.config.Log,
-			TTL: func() time.Duration { return p.config.Deposits.Timeout + p.leases.Deps.Timing.Begins() }}
+		leases: p.directory, gpus: p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
 	}
 	for _, m := range p.mounted {
 		s, err := m.open(ctx, deps)
@@ -106,13 +100,21 @@ func (p *Server) Metered(route Route, h http.Handler) (http.Handler, error) {
 	if len(route.Devices) == 0 || route.MaxTime < p.config.Metering.Tick {
 		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Metering.Tick)
 	}
+	offered, class := &p.leases.Offered, ""
 	for i, uuid := range route.Devices {
-		known := slices.ContainsFunc(p.leases.Offered.Devices, func(d metering.Device) bool { return d.UUID == uuid })
-		if !known || slices.Contains(route.Devices[:i], uuid) {
+		at := slices.IndexFunc(offered.Devices, func(d metering.Device) bool { return d.UUID == uuid })
+		if at < 0 || slices.Contains(route.Devices[:i], uuid) {
 			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
 		}
+		id, sold := offered.Kinds.Of(offered.Devices[at])
+		if i == 0 {
+			class = id
+		}
+		if !sold || id != class {
+			return nil, fmt.Errorf("provider: Metered: device %q is of class %q and others of the route are of %q, or it is of none: a route has one price", uuid, id, class)
+		}
 	}
-	return x.Metered(x402scheme.MeteredRoute{Devices: route.Devices, MaxTime: route.MaxTime, Streamed: route.Streamed, WriteTimeout: route.writeTimeout}, h)
+	return x.Metered(x402scheme.MeteredRoute{Class: class, Devices: route.Devices, MaxTime: route.MaxTime, Streamed: route.Streamed, WriteTimeout: route.writeTimeout}, h)
 }
 
 // deviceBook is where the devices of metered requests are, beside those of leases.

@@ -20,6 +20,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/offering"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
@@ -56,12 +57,11 @@ type Server struct {
 	gateway   *gateways.Gateway   // nil where nobody shares the database
 	nodes     *remote.Nodes       // nil where this gateway meters
 	noGPUs    error               // why none could be listed at the start: it settles, and rents out nothing
-	capacity  capacity
-	reserved  reserve.Book // GPUs whose deposits are on their way
+	reserved  reserve.Books       // GPUs whose deposits are on their way
 
 	sender     *chain.Sender
 	settlement settlement
-	offers     offering
+	offers     offering.Offers
 	debts      *payercredit.Debts
 	retention  retention
 	metrics    *providerMetrics
@@ -100,7 +100,6 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		return nil, err
 	}
 	p.leases.Init(ctx)
-	p.reserved.Before = p.leases.Forgotten.Before
 	err = p.directory.CatchUp(ctx, p.escrow, p.config.Chain.Confirmations)
 	if err == nil {
 		err = p.directory.TakeUp(ctx)
@@ -144,7 +143,7 @@ func (p *Server) prepare(ctx context.Context) error {
 	}
 	p.leases.Deps.Marks = marks
 	p.payee = &channel.Payee{Store: db.Payee(), Domain: p.escrow.Domain(), MinDelta: p.minDelta}
-	p.directory = &gateways.Directory{Manager: &p.leases, Payee: p.payee, Offers: p.offers.current, NoGPUs: p.noGPUs}
+	p.directory = &gateways.Directory{Manager: &p.leases, Payee: p.payee, Offers: &p.offers, NoGPUs: p.noGPUs}
 	if p.nodes != nil {
 		err = p.nodes.Poll(ctx, db)
 	}
@@ -192,7 +191,7 @@ func (p *Server) lets() {
 	p.leases.Channel = func(ctx context.Context, row leasestore.Row) (channel.State, error) {
 		return p.payee.State(ctx, common.HexToHash(row.Channel))
 	}
-	p.leases.Scheme, p.leases.Allocated = p.schemes.Take, p.reserved.Taken
+	p.leases.Scheme, p.leases.Allocated = p.schemes.Take, func(id common.Hash) { p.reserved.Taken(id) }
 	p.leases.Owing = func(ctx context.Context, payer common.Address) ([]channel.State, error) {
 		return p.debts.Owing(ctx, payer)
 	}
@@ -221,7 +220,7 @@ func (p *Server) nodesConfig() remote.Config {
 	row := p.leases.Deps.Row
 	return remote.Config{DB: p.db, Store: p.store, Payee: p.payee, Shares: &remote.Shares{Store: p.store, Row: row, Owing: p.debts.Owing}, Accounts: p.leases.Deps.Accounts, Row: row, Shared: p.gateway != nil,
 		Log: p.config.Log, CallTimeout: p.config.Commands.Timeout, Tolerance: p.config.Chain.ClockTolerance, Credit: p.config.Terms.Credit, Tick: p.config.Metering.Tick,
-		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, Offer: p.offers.current, Renew: p.offers.renew,
+		Decimals: p.token.Decimals, Forgone: p.metrics.forgone, OffersDiffer: p.offers.Differ, Renew: p.offers.Renew,
 		Image: func(ctx context.Context, row leasestore.Row, s channel.State) (*lease.Lease, error) {
 			return gateways.Image(ctx, &p.leases, row, s)
 		},
@@ -256,7 +255,6 @@ func (p *Server) chainParts(ctx context.Context) error {
 	settles := &p.settlement
 	settles.config, settles.prices, settles.payee, settles.directory = p.config, &p.prices, p.payee, p.directory
 	p.debts = p.newDebts()
-	p.capacity = capacity{nodes: p.nodes, allocator: p.config.Allocator, leases: &p.leases, reserved: &p.reserved, takes: p.directory.TakesLeases, log: p.config.Log}
 	if p.db.Shared() {
 		p.gateway = p.newGateway()
 		p.sender = settles.newSender(txs)
@@ -290,7 +288,7 @@ func (p *Server) Run(ctx context.Context) error {
 	}
 	defer p.leases.Done()
 	defer context.AfterFunc(p.leases.Lifetime(), cancel)()
-	return run.Ended(run.Together(ctx, p.settlement.run, p.offers.run, p.retention.run))
+	return run.Ended(run.Together(ctx, p.settlement.run, p.offers.Run, p.retention.run))
 }
 
 // Close stops metering, watching and settling, and closes the database. Leases are kept: their devices

@@ -78,7 +78,7 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	const ttl = 3 * time.Second
 	left := a.provider.store
 	ok, err := left.Locks.Try(t.Context(), "close", "dead", ttl)
-	if err = errors.Join(err, cluster.Reservations{DB: left.DB}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.capacity.pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
+	if err = errors.Join(err, cluster.Reservations{DB: left.DB}.Keep(t.Context(), cluster.Reservation{ID: "dead", Pool: a.provider.capacity("").Pool(), Channel: "dead", GPUs: 1}, ttl, noOthers),
 		a.provider.gateway.Devices().Keep(t.Context(), common.Hash{1}, []string{"ELSEWHERE"}, noRoute, ttl)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -88,7 +88,7 @@ func TestServerClockSetBackKeepsNothingOfTheDead(t *testing.T) {
 	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil })
 	waitFor(t, b.leads)
 	waitFor(t, func() bool {
-		kept, err := b.provider.reserved.Others(t.Context(), common.Hash{})
+		kept, err := b.provider.reserved[""].Others(t.Context(), common.Hash{})
 		return err == nil && len(kept) == 0
 	})
 	waitFor(t, func() bool {
@@ -125,7 +125,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 	b := gatewayBeside(t, a, onClock(direct, takeover))
 	row, led := lease.row(), a.leader()
 	ok, err := a.provider.store.Locks.Try(t.Context(), "close", "living", ttl)
-	if err = errors.Join(err, cluster.Reservations{DB: a.provider.db}.Keep(t.Context(), cluster.Reservation{ID: "living", Pool: a.provider.capacity.pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
+	if err = errors.Join(err, cluster.Reservations{DB: a.provider.db}.Keep(t.Context(), cluster.Reservation{ID: "living", Pool: a.provider.capacity("").Pool(), Channel: "living", GPUs: 1}, ttl, noOthers)); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	set(-time.Hour)
@@ -139,7 +139,7 @@ func TestServerClockSetBackRobsNobody(t *testing.T) {
 		if ok, err := b.provider.store.Locks.Try(t.Context(), "close", "another", ttl); err != nil || ok {
 			t.Fatalf("the claim of a gateway that lives was taken: %v", err)
 		}
-		if kept, err := b.provider.reserved.Others(t.Context(), common.Hash{}); err != nil || len(kept) != 1 {
+		if kept, err := b.provider.reserved[""].Others(t.Context(), common.Hash{}); err != nil || len(kept) != 1 {
 			t.Fatalf("what a gateway that lives keeps was taken: %v, %v", kept, err)
 		}
 		lease.record()

@@ -46,7 +46,7 @@ func TestTableThatIsLockedForLong(t *testing.T) {
 			if err := lock.Rollback(); err != nil {
 				t.Fatal(err)
 			}
-			most, err := r.provider.price.Charge(uint64(r.config.Terms.Credit + r.provider.config.Metering.MaxGap))
+			most, err := r.provider.rates[""].Price.Charge(uint64(r.config.Terms.Credit + r.provider.config.Metering.MaxGap))
 			if err != nil {
 				t.Fatal(err)
 			}

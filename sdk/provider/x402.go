@@ -142,7 +142,7 @@ func newX402(ctx context.Context, p *Server, deps schemeDeps, x X402, contract *
 		DB: deps.db, Book: &channel.Payee{Store: deps.db.Payee(), Domain: contract.Domain()}, Contract: contract,
 		Sender: deps.sender, Limiter: deps.limiter, Whole: deps.outbox.IsWhole, Log: c.Log,
 		Key: c.Key.Address(), PastKeys: c.PastKeys, Token: c.Token, Confirmations: c.Chain.Confirmations, Poll: c.Chain.Poll,
-		Price: p.price, MinDeposit: deps.minDeposit, LeastRefund: deps.minTransfer,
+		Prices: p.hourly(), MinDeposit: deps.minDeposit, LeastRefund: deps.minTransfer,
 		Window: x.Window, Slack: x.Slack, MaxTimeout: x.MaxTimeout, WithdrawDelay: x.WithdrawDelay,
 	}, p.token)
 }

@@ -42,6 +42,7 @@ type tickRenter struct {
 	x        *x402client.Client
 	rental   *x402client.Rental
 	change   func(*wallet.Config) // of the next one that is opened; may be nil
+	class    string
 }
 
 const tickPurse = 1_000_000
@@ -49,13 +50,16 @@ const tickPurse = 1_000_000
 // resends is how often the client sends a payment again whose answer was lost.
 const resends = 2
 
-func newTickRenter(t *testing.T, r *payRig) *tickRenter {
+func newTickRenter(t *testing.T, r *payRig) *tickRenter { return newTickRenterOf(t, r, "") }
+
+// newTickRenterOf rents GPUs of a class.
+func newTickRenterOf(t *testing.T, r *payRig, class string) *tickRenter {
 	t.Helper()
 	private, err := crypto.GenerateKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &tickRenter{payRig: r, key: channel.NewKey(private), database: filepath.Join(t.TempDir(), "renter.db"), line: &testrig.FaultyTransport{}}
+	n := &tickRenter{payRig: r, class: class, key: channel.NewKey(private), database: filepath.Join(t.TempDir(), "renter.db"), line: &testrig.FaultyTransport{}}
 	r.chain.Mint(t, n.key.Address(), tickPurse)
 	n.open()
 	t.Cleanup(n.close)
@@ -86,7 +90,7 @@ func (n *tickRenter) open() {
 	if n.x, err = x402client.New(n.Context(), n.wallet, x402client.Options{MaxPrice: wallet.Unlimited, Transport: n.line, SameSite: same}); err != nil {
 		n.Fatal(err)
 	}
-	if n.rental, err = n.x.Rent(n.Context(), n.server.URL, 1); err != nil {
+	if n.rental, err = n.x.RentClass(n.Context(), n.server.URL, n.class, 1); err != nil {
 		n.Fatal(err)
 	}
 }

@@ -38,6 +38,9 @@ type Options struct {
 	Gasless bool `json:"gasless"`
 	// For is how long it is meant to last, for who resumes it; nothing ends it then. Not said if zero.
 	For time.Duration `json:"for"`
+	// Class is the kind of GPUs, by the provider's name of it, such as "h100": an offer of others is refused, and so is what is billed
+	// for others. Not asked for if empty, where the provider has one kind.
+	Class string `json:"class,omitempty"`
 }
 
 // Rent opens a channel with a provider and starts a lease on it. It sends the
@@ -57,7 +60,7 @@ func (r *Client) Rent(ctx context.Context, url string, options Options) (*Rental
 			return nil, fmt.Errorf("renter: %s: %w", amount.name, err)
 		}
 	}
-	q, err := r.quote(ctx, url, options.GPUs)
+	q, err := r.quote(ctx, url, options.GPUs, options.Class)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +310,7 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 // requote asks for the price again: the offer that the channel was meant for
 // may have been replaced, and a lease would start under the new one.
 func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
-	q, err := l.c.quote(ctx, l.lease.Row.URL, l.lease.Row.GPUs)
+	q, err := l.c.quote(ctx, l.lease.Row.URL, l.lease.Row.GPUs, l.lease.Offer.ClassID())
 	if err != nil {
 		return nil, err
 	}

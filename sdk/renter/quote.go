@@ -49,14 +49,20 @@ type Quote struct {
 // it that can be checked before money moves. What was refused is kept as
 // evidence.
 func (r *Client) Quote(ctx context.Context, url string) (Quote, error) {
-	return r.quote(ctx, url, 1)
+	return r.quote(ctx, url, 1, "")
 }
 
-func (r *Client) quote(ctx context.Context, url string, gpus int) (Quote, error) {
+// QuoteClass is Quote of a GPU of a class, by the provider's name of it.
+func (r *Client) QuoteClass(ctx context.Context, url, class string) (Quote, error) {
+	return r.quote(ctx, url, 1, class)
+}
+
+func (r *Client) quote(ctx context.Context, url string, gpus int, class string) (Quote, error) {
 	p, err := peer.New(r.w.HTTP, url)
 	if err != nil {
 		return Quote{}, err
 	}
+	p.Class = class
 	challenge, free, err := p.Challenge(ctx, gpus)
 	if err != nil {
 		return Quote{}, err
@@ -66,6 +72,9 @@ func (r *Client) quote(ctx context.Context, url string, gpus int) (Quote, error)
 		return Quote{}, err
 	}
 	q, err := r.checkQuote(ctx, challenge, document)
+	if err == nil {
+		err = p.Sells(q.Offer.Offer)
+	}
 	if err != nil {
 		err = fmt.Errorf("provider %s: %w", p.Base, err)
 		return Quote{}, errors.Join(err, r.refuse(ctx, p.Base, challenge, document, err))

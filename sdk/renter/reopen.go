@@ -96,7 +96,7 @@ func (l *Rental) next(ctx context.Context) error {
 		if err := l.lease.PayExact(ctx); err != nil {
 			return err
 		}
-		q, err := l.c.quote(ctx, l.lease.Row.URL, l.lease.Row.GPUs)
+		q, err := l.c.quote(ctx, l.lease.Row.URL, l.lease.Row.GPUs, l.lease.Offer.ClassID())
 		if err != nil {
 			return err
 		}

@@ -22,6 +22,14 @@ const (
 // Has reports whether a device is of the class.
 func (c Class) Has(d metering.Device) bool { return c.model().Is(d) }
 
+// ClassID is the name of the class that the offer sells; empty where it has none.
+func (o Offer) ClassID() string {
+	if o.Class == nil {
+		return ""
+	}
+	return o.Class.ID
+}
+
 func (c Class) model() metering.Model {
 	return metering.Model{Name: c.Model, MemoryBytes: c.MemoryBytes, MIG: &c.MIG}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/gpupay/gpupay/sdk/internal/reach"
@@ -22,6 +23,8 @@ type Problem struct {
 	// FreeGPUs is how many GPUs a new lease could have now, beside a challenge:
 	// who wants more is told before it deposits anything. nil: not said.
 	FreeGPUs *int `json:"freeGpus,omitempty"`
+	// Classes are those of a provider's GPUs, beside a refusal that asks for one of them: a request names it as ?class=.
+	Classes []string `json:"classes,omitempty"`
 	// Term is of a node's refusal of what a gateway says that does not run the lease any more: the newest fencing token that
 	// the node has heard. nil: not said.
 	Term *int64 `json:"term,omitempty"`
@@ -48,6 +51,8 @@ var (
 	ChannelFinalized     = kind("session/channel-finalized", "Channel Finalized", http.StatusGone)
 
 	// Not of the drafts: plain HTTP conditions, as RFC 9457 wants them.
+	NoClass     = Problem{Type: "about:blank", Title: "Which Class Of GPUs", Status: http.StatusConflict}
+	NoSuchClass = Problem{Type: "about:blank", Title: "No Such Class Of GPUs", Status: http.StatusNotFound}
 	NoCapacity  = Problem{Type: "about:blank", Title: "No Capacity", Status: http.StatusServiceUnavailable}
 	TooMany     = Problem{Type: "about:blank", Title: "Too Many Requests", Status: http.StatusTooManyRequests}
 	BadRequest  = Problem{Type: "about:blank", Title: "Bad Request", Status: http.StatusBadRequest}
@@ -100,9 +105,13 @@ func IsProblem(resp *http.Response) bool {
 // maxWords bounds each of a problem's texts, in characters.
 const maxWords = 300
 
+// maxClasses bounds how many classes of a stranger's problem are shown.
+const maxClasses = 64
+
 // Printable is a stranger's problem, fit to be shown: nothing in it steers a terminal or forges a line of a log.
 func (p Problem) Printable() Problem {
 	p.Type, p.Title, p.Detail = reach.Printable(p.Type, maxWords), reach.Printable(p.Title, maxWords), reach.Printable(p.Detail, maxWords)
+	p.Classes = slices.DeleteFunc(slices.Clone(p.Classes[:min(len(p.Classes), maxClasses)]), func(id string) bool { return CheckClassID(id) != nil })
 	return p
 }
 

@@ -13,17 +13,20 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// Offers are those of a provider: see package offering.
+type Offers interface {
+	Of(class string) (wire.SignedOffer, error)
+	Challenged(ctx context.Context, class string) (wire.SignedOffer, error)
+}
+
 // Directory is a provider's leases wherever they run: those that run here, and of others what the shared database has.
 type Directory struct {
 	*lease.Manager
 	Gateway *Gateway // nil where nobody shares the database
 	Payee   *channel.Payee
-	Offers  func() wire.SignedOffer // under which new leases begin
-	NoGPUs  error                   // why none could be listed at the start: no lease begins
+	Offers        // under which new leases begin
+	NoGPUs  error // why none could be listed at the start: no lease begins
 }
-
-// Offer returns the offer that new leases are made under.
-func (d *Directory) Offer() wire.SignedOffer { return d.Offers() }
 
 // TakeUp takes up the leases of an earlier run and, where others share the database, those that nobody runs.
 func (d *Directory) TakeUp(ctx context.Context) error {

@@ -30,6 +30,8 @@ type Inventory interface {
 	Devices() []string       // all of the host, those included that are away
 	Remember([]string)       // takes devices for the host's, whether it lists them or not: a lease that ran here has them
 	Quarantine() *Quarantine // of devices that are not handed out meanwhile
+	Sell(*Kinds)             // says which devices are rented out
+	Free(of []string) int    // how many of some devices are in no lease, and work
 }
 
 // Book keeps which devices are in leases, those of metered requests included: a device that is billed to one payer is

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/gpupay/gpupay/metering"
 )
@@ -12,19 +11,18 @@ import (
 // Offered is what is rented out where a source is: no node meters it.
 type Offered struct {
 	Devices []metering.Device // that the source listed at the start; none where it is not asked, or could not say
+	Kinds   Kinds             // which of what it lists is rented out
 	Sick    Quarantine        // of them, for who asks how they are
 }
 
-// List is what was listed at the start, and what was away then and came back since: all of it where nothing was listed at the start.
+// List is what was listed at the start, and what was away then and came back since, as far as it is rented out.
 func (o *Offered) List() []metering.Device {
-	if len(o.Devices) == 0 {
-		first := o.Sick.First()
-		if first == nil {
-			return nil
-		}
-		return o.Sick.Joined(*first, nil)
-	}
-	return append(slices.Clone(o.Devices), o.Sick.Joined(o.Devices[0], Names(o.Devices))...)
+	return append(Those(o.Devices, o.Kinds.Sells), o.Sick.Joined(o.Kinds.Sells, Names(o.Devices))...)
+}
+
+// Of are the devices of a class.
+func (o *Offered) Of(class string) []metering.Device {
+	return Those(o.List(), func(d metering.Device) bool { id, ok := o.Kinds.Of(d); return ok && id == class })
 }
 
 func (o *Offered) names() []string { return Names(o.List()) }

@@ -235,22 +235,12 @@ func (q *Quarantine) rest(devices []string) bool {
 	return !slices.ContainsFunc(devices, func(uuid string) bool { return !now.Before(q.rests[uuid].until) })
 }
 
-// Joined are the devices that were listed at any time, are of one kind with a first one, and are not among those that are known: lost
-// when the program started, and back since.
-func (q *Quarantine) Joined(first metering.Device, known []string) []metering.Device {
+// Joined are the devices that were listed at any time, are rented out, and are not among those that are known: lost when the program
+// started, and back since.
+func (q *Quarantine) Joined(sold func(metering.Device) bool, known []string) []metering.Device {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(q.ever), func(d metering.Device) bool { return slices.Contains(known, d.UUID) || !Alike(first, d) })
-}
-
-// First is the device that was listed first of all; nil before one was.
-func (q *Quarantine) First() *metering.Device {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if len(q.ever) == 0 {
-		return nil
-	}
-	return &q.ever[0]
+	return slices.DeleteFunc(slices.Clone(q.ever), func(d metering.Device) bool { return slices.Contains(known, d.UUID) || !sold(d) })
 }
 
 // look lists the devices. One look is under way at most.

@@ -226,21 +226,39 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	return l, nil
 }
 
-// allocate has a lease's devices chosen, as many as were asked for. What was given and is wrong is taken back, also where ctx is
-// over; if that fails the error is gpu.ErrHeld.
+// allocate has a lease's devices chosen, as many as were asked for and of the class that its offer sells. What was given and is wrong is
+// taken back, also where ctx is over; if that fails the error is gpu.ErrHeld.
 func (h *Manager) allocate(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
 	if err := h.Forgotten.Before(ctx); err != nil {
 		return gpu.Allocation{}, common.Address{}, err
 	}
 	id := common.HexToHash(row.ID)
-	a, meter, err := h.Deps.Placer.Place(ctx, placement.Request{Request: gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}, Channel: s, Offer: offer})
-	if err == nil && len(a.Devices) != row.GPUs {
-		err = fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), id, row.GPUs)
+	req := gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}
+	if offer.Class != nil {
+		h.Offered.Look(ctx, h.Deps.Source) // what came since the start is let, too
+		req.Class, req.Devices = offer.Class.ID, inventory.Names(inventory.Those(h.Offered.List(), offer.Class.Has))
+	}
+	a, meter, err := h.Deps.Placer.Place(ctx, placement.Request{Request: req, Channel: s, Offer: offer})
+	if err != nil {
+		return a, meter, err
+	}
+	if err = fits(a, req); err != nil {
 		if held := h.release(context.WithoutCancel(ctx), a); held != nil {
 			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
 		}
 	}
 	return a, meter, err
+}
+
+// fits refuses what an allocator gave that is not what was asked for. Of what a node gave remote.Nodes knows the class.
+func fits(a gpu.Allocation, req gpu.Request) error {
+	if len(a.Devices) != req.GPUs {
+		return fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), req.LeaseID, req.GPUs)
+	}
+	if others := inventory.Without(a.Devices, req.Devices); req.Class != "" && a.Node == "" && len(others) > 0 {
+		return fmt.Errorf("allocator gave device %s to lease %s, which is not of class %s, and the lease pays for that", others[0], req.LeaseID, req.Class)
+	}
+	return nil
 }
 
 // notAllocated has it on disk that a lease never began.

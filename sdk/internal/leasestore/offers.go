@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/jmoiron/sqlx"
@@ -72,4 +73,16 @@ func (s Offers) Get(ctx context.Context, hash common.Hash) (wire.SignedOffer, er
 		return o, err
 	}
 	return *s.Shared(o), nil
+}
+
+// Owed are the hashes of offers under which a lease runs, or has ended since a time.
+func (s Offers) Owed(ctx context.Context, since time.Time) ([]common.Hash, error) {
+	var texts []string
+	db := s.db.View()
+	err := db.SelectContext(ctx, &texts, db.Rebind(`SELECT DISTINCT offer FROM leases WHERE ended_at = 0 OR ended_at > ?`), since.Unix())
+	hashes := make([]common.Hash, len(texts))
+	for i, text := range texts {
+		hashes[i] = common.HexToHash(text)
+	}
+	return hashes, err
 }

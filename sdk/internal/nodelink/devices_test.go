@@ -34,7 +34,7 @@ func newLedger(t *testing.T, shared bool) *ledger {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	return &ledger{t, Enlistments{db}, time.Now(), clock, 0}
+	return &ledger{t, Enlistments{DB: db}, time.Now(), clock, 0}
 }
 
 // step hears of north and south for a while, as often as a gateway does at least where that is short.

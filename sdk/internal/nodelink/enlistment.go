@@ -36,9 +36,13 @@ const (
 	refreshed   = time.Minute
 )
 
-// Enlistments is the list of the nodes behind one database. An offer has one price for any of its devices, so that all nodes have
-// devices of one kind: that of the node which was enlisted first. A node of another kind begins no lease; those that run there go on.
-type Enlistments struct{ DB *store.DB }
+// Enlistments is the list of the nodes behind one database. An offer has one price for any of its devices, so that all nodes of a class,
+// or all where there are no classes, have devices of one kind: that of the node which was enlisted first. A node of another kind begins
+// no lease; those that run there go on.
+type Enlistments struct {
+	DB      *store.DB
+	Classes inventory.Classes
+}
 
 // enlisted is a node's row: of what kind its devices are.
 type enlisted struct {
@@ -76,6 +80,7 @@ func (w Withheld) Rest(devices []metering.Device) []metering.Device {
 // pass is one look at the list, in one transaction.
 type pass struct {
 	tx    *sqlx.Tx
+	class inventory.Classes
 	at    int64 // unix milliseconds
 	links []string
 	heard map[string][]metering.Device
@@ -87,7 +92,7 @@ type pass struct {
 func (t Enlistments) Enlist(ctx context.Context, now time.Time, links []string, heard map[string][]metering.Device) (Verdict, error) {
 	var p *pass
 	err := t.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		p = &pass{tx, now.UnixMilli(), links, heard, Verdict{make(map[string]string), make(map[string]Withheld)}}
+		p = &pass{tx, t.Classes, now.UnixMilli(), links, heard, Verdict{make(map[string]string), make(map[string]Withheld)}}
 		if t.DB.Shared() { // no other gateway enlists the first node of another kind meanwhile
 			if err := p.exec(ctx, `LOCK TABLE enlisted_nodes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return err
@@ -137,13 +142,9 @@ func (p *pass) enlist(ctx context.Context, node string, devices []metering.Devic
 	if err != nil {
 		return err
 	}
-	all := slices.Clone(devices)
-	for _, other := range others {
-		all = append(all, other.kind())
-	}
 	unfit := listable(devices)
 	if unfit == nil {
-		unfit = inventory.OfOneKind(all)
+		unfit = p.alike(devices, others)
 	}
 	if unfit == nil {
 		if unfit, err = p.claim(ctx, node, devices); err != nil {
@@ -157,6 +158,25 @@ func (p *pass) enlist(ctx context.Context, node string, devices []metering.Devic
 	return p.exec(ctx, `INSERT INTO enlisted_nodes (node, model, memory_bytes, mig, simulated, seen) VALUES (?, ?, ?, ?, ?, ?)
 		ON CONFLICT (node) DO UPDATE SET model = excluded.model, memory_bytes = excluded.memory_bytes, mig = excluded.mig, simulated = excluded.simulated`,
 		node, devices[0].Name, int64(devices[0].MemoryBytes), devices[0].MIG, devices[0].Simulated, p.at)
+}
+
+// alike refuses a node whose devices are of several kinds, of another one than those of their class, or of no class.
+func (p *pass) alike(devices []metering.Device, others []enlisted) error {
+	class, ok := p.class.Of(devices[0])
+	if !ok {
+		return fmt.Errorf("%s is a %s with %d bytes, which is of no class of this provider's (%s)", devices[0].UUID, devices[0].Name, devices[0].MemoryBytes, strings.Join(p.class.IDs(), ", "))
+	}
+	all := slices.Clone(devices)
+	for _, other := range others {
+		if of, ok := p.class.Of(other.kind()); ok && of == class {
+			all = append(all, other.kind())
+		}
+	}
+	err := p.class.Check(all)
+	if err == nil {
+		err = inventory.OfOneKind(all) // of one node all are of one class
+	}
+	return err
 }
 
 // age forgets whose GPUs those are that their node has not listed for long, or which no gateway names any more. Of a node that is

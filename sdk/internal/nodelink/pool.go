@@ -17,11 +17,13 @@ import (
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // Pool is the nodes of a gateway, what they said when they were asked last, and which of them may begin a lease.
 type Pool struct {
+	Classes inventory.Classes // each of which has nodes of one kind
 	clients []*Client
 	log     *slog.Logger
 
@@ -84,7 +86,7 @@ func (p *Pool) Client(name string) *Client {
 	return p.clients[i]
 }
 
-// Poll asks all nodes at once how they are, and enlists in a database those that are of one kind.
+// Poll asks all nodes at once how they are, and enlists in a database those that are of one kind, or of the kind of their class.
 func (p *Pool) Poll(ctx context.Context, db *store.DB) error {
 	var wait sync.WaitGroup
 	for _, c := range p.clients {
@@ -262,15 +264,24 @@ func (p *Pool) EndRest(name string) {
 	delete(p.rests, name)
 }
 
-// Free is the most devices that one node has free: a lease is on one host.
-func (p *Pool) Free() int { return p.FreeBeside(nil) }
+// Any is a device of whatever class.
+func Any(metering.Device) bool { return true }
 
-// FreeBeside is Free when leases of so many devices have begun, each on the node that has most free.
-func (p *Pool) FreeBeside(leases []int) int {
+// Free is the most devices that one node has free: a lease is on one host.
+func (p *Pool) Free() int { return p.FreeBeside(nil, Any) }
+
+// has reports whether a node's devices are of a class: those of one node are of one. p.mu is held.
+func (p *Pool) has(name string, is func(metering.Device) bool) bool {
+	known := p.known[name]
+	return !slices.ContainsFunc(known, func(d metering.Device) bool { return !is(d) })
+}
+
+// FreeBeside is Free, of devices of a class, when leases of so many of them have begun, each on the node that has most free.
+func (p *Pool) FreeBeside(leases []int, is func(metering.Device) bool) int {
 	p.mu.Lock()
 	var free []int
 	for name, s := range p.status {
-		if p.accepts(name) {
+		if p.accepts(name) && p.has(name, is) {
 			free = append(free, s.Free)
 		}
 	}
@@ -287,13 +298,13 @@ func (p *Pool) FreeBeside(leases []int) int {
 	return max(slices.Max(free), 0)
 }
 
-// WithCapacity returns the nodes with enough devices free, those with most first, so that leases spread over the hosts.
-func (p *Pool) WithCapacity(gpus int) []*Client {
+// WithCapacity returns the nodes with enough devices of a class free, those with most first, so that leases spread over the hosts.
+func (p *Pool) WithCapacity(gpus int, is func(metering.Device) bool) []*Client {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var fit []*Client
 	for _, c := range p.clients {
-		if p.accepts(c.Name) && p.status[c.Name].Free >= gpus {
+		if p.accepts(c.Name) && p.has(c.Name, is) && p.status[c.Name].Free >= gpus {
 			fit = append(fit, c)
 		}
 	}
@@ -330,16 +341,17 @@ const enlistBurst = 10
 // refusalTimeout is how long the others wait for a node that does not hear why it is refused.
 const refusalTimeout = time.Second
 
-// CheckDevices refuses devices that an enlisted node did not list, is not to have twice, or that are more or fewer than were asked for.
-func (p *Pool) CheckDevices(name string, devices []string, gpus int) error {
+// CheckDevices refuses devices that an enlisted node did not list, is not to have twice, are not of the class, or that are more or fewer
+// than were asked for.
+func (p *Pool) CheckDevices(name string, devices []string, gpus int, is func(metering.Device) bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(devices) != gpus {
 		return fmt.Errorf("it gives %d devices for %d", len(devices), gpus)
 	}
 	for i, uuid := range devices {
-		if !slices.ContainsFunc(p.known[name], func(d metering.Device) bool { return d.UUID == uuid }) || slices.Contains(devices[:i], uuid) {
-			return fmt.Errorf("it gives device %.*q, which is not one of those that it lists, or gives it twice", MaxDeviceText, uuid)
+		if !slices.ContainsFunc(p.known[name], func(d metering.Device) bool { return d.UUID == uuid && is(d) }) || slices.Contains(devices[:i], uuid) {
+			return fmt.Errorf("it gives device %.*q, which is not one of those that it lists and were asked for, or gives it twice", MaxDeviceText, uuid)
 		}
 	}
 	return nil
@@ -396,7 +408,7 @@ func (p *Pool) Enlist(ctx context.Context, db *store.DB) error {
 	for i, c := range p.clients {
 		links[i] = c.Name
 	}
-	verdict, err := Enlistments{DB: db}.Enlist(ctx, now, links, heard)
+	verdict, err := Enlistments{DB: db, Classes: p.Classes}.Enlist(ctx, now, links, heard)
 	if err != nil {
 		return fmt.Errorf("enlisting nodes: %w", err)
 	}

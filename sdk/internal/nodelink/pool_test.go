@@ -23,7 +23,7 @@ func TestNodesKeepRoomForDeposits(t *testing.T) {
 		kept []int
 		free int
 	}{{nil, 4}, {[]int{4}, 4}, {[]int{4, 4}, 2}, {[]int{4, 4, 2}, 0}, {[]int{2, 2}, 2}, {[]int{8}, 4}, {[]int{1, 4}, 3}} {
-		if got := n.FreeBeside(c.kept); got != c.free {
+		if got := n.FreeBeside(c.kept, Any); got != c.free {
 			t.Errorf("beside %v: %d are free, not %d", c.kept, got, c.free)
 		}
 	}

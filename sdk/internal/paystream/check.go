@@ -225,6 +225,9 @@ func (l *leaseStream) ForgottenOffer(ctx context.Context, hash common.Hash) (wir
 		return offer, fmt.Errorf("%w: offer %s is of payee %s in escrow %s on chain %d, the channel pays %s in %s on chain %d",
 			peer.ErrOffer, hash, offer.Payee, offer.Escrow, offer.ChainID, l.Terms.Payee, l.Terms.Escrow, l.Terms.ChainID)
 	}
+	if err := l.Peer.Sells(offer.Offer); err != nil {
+		return offer, err
+	}
 	if offer.Credit > l.Offer.Credit {
 		return offer, fmt.Errorf("%w: offer %s has a credit of %d GPU-seconds, %d were agreed", peer.ErrOffer, hash, offer.Credit, l.Offer.Credit)
 	}

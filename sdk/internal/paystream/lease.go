@@ -92,8 +92,13 @@ func New(ctx context.Context, channel *rental.Channel, credits *sharedcredit.Cre
 	return l, nil
 }
 
-// Agree takes an offer, whose price was checked, for what the lease is under.
-func (l *checks) Agree(offer wire.SignedOffer) (err error) {
+// Agree takes an offer, whose price was checked, for what the lease is under. From here on the provider is asked for the class of that.
+func (l *leaseStream) Agree(offer wire.SignedOffer) error {
+	l.Peer.Class = offer.ClassID()
+	return l.agree(offer)
+}
+
+func (l *checks) agree(offer wire.SignedOffer) (err error) {
 	l.Row.Offer, l.Offer = offer.Document, offer
 	if l.Price, err = offer.Price(); err != nil {
 		return err
@@ -110,7 +115,7 @@ func (l *checks) recall(hash common.Hash) error {
 			return fmt.Errorf("channel %s: an offer on disk does not parse; restore the database from its backup: %w", l.ID, err)
 		}
 		if offer.Hash == hash {
-			return l.Agree(offer)
+			return l.agree(offer)
 		}
 	}
 	return nil // nobody asked for that one

@@ -54,6 +54,7 @@ var (
 // Peer is a provider as a payer reaches it.
 type Peer struct {
 	Base  string       // its URL, without a slash at its end
+	Class string       // of GPUs that it is asked for; empty: it is not told
 	HTTP  *http.Client // follows no redirect: a credential is for the provider that it was made for
 	plain *atomic.Bool // a duplex stream was tried, and something between us does not let it through
 }
@@ -72,7 +73,9 @@ func New(h *http.Client, base string) (Peer, error) {
 }
 
 // Offer returns the provider's current offer as it is published.
-func (p Peer) Offer(ctx context.Context) ([]byte, error) { return p.offerAt(ctx, "/offer") }
+func (p Peer) Offer(ctx context.Context) ([]byte, error) {
+	return p.offerAt(ctx, "/offer"+p.query("?"))
+}
 
 // OfferOf returns the offer that a challenge names. That is another one than the provider's current where a gateway answers that did
 // not make the challenge, and the two have signed offers of their own: their clocks differ, or one has renewed its offer. An offer
@@ -128,15 +131,41 @@ func (p Peer) offerAt(ctx context.Context, path string) ([]byte, error) {
 	return p.Body(resp)
 }
 
-// LeasePath is where leases of so many GPUs are offered, below the base URL.
-func LeasePath(gpus int) string { return "/lease?gpus=" + strconv.Itoa(gpus) }
+// LeasePath is where leases of so many GPUs are offered, below the base URL, and TickPath where they are paid by ticks.
+func (p Peer) LeasePath(gpus int) string { return "/lease?gpus=" + strconv.Itoa(gpus) + p.query("&") }
+func (p Peer) TickPath(gpus int) string  { return "/tick?gpus=" + strconv.Itoa(gpus) + p.query("&") }
+
+// ClassIn is the class of GPUs that an address of such a path asks for; empty where it does not say.
+func ClassIn(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Query().Get("class")
+}
+
+// query names the class, where there is one.
+func (p Peer) query(before string) string {
+	if p.Class == "" {
+		return ""
+	}
+	return before + "class=" + url.QueryEscape(p.Class)
+}
+
+// Sells refuses an offer of another class of GPUs than is asked for.
+func (p Peer) Sells(o wire.Offer) error {
+	if p.Class != "" && o.ClassID() != p.Class {
+		return fmt.Errorf("provider %s: %w: asked for GPUs of class %s, it offers those of class %q", p.Base, ErrOffer, p.Class, o.ClassID())
+	}
+	return nil
+}
 
 // Challenge asks what the provider wants for a number of GPUs, and how many it
 // has free, nil if it does not say.
 func (p Peer) Challenge(ctx context.Context, gpus int) (wire.Challenge, *int, error) {
 	ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
 	defer cancel()
-	resp, err := p.Do(ctx, http.MethodGet, LeasePath(gpus), nil)
+	resp, err := p.Do(ctx, http.MethodGet, p.LeasePath(gpus), nil)
 	if err != nil {
 		return wire.Challenge{}, nil, err
 	}
@@ -190,7 +219,7 @@ func (p Peer) Send(ctx context.Context, method string, gpus int, c wire.Credenti
 		header = http.Header{}
 	}
 	header.Set("Authorization", authorization)
-	resp, err := p.Do(ctx, method, LeasePath(gpus), header)
+	resp, err := p.Do(ctx, method, p.LeasePath(gpus), header)
 	if err != nil {
 		return nil, err
 	}

@@ -73,12 +73,12 @@ func (p Peer) Subscribe(life context.Context, gpus int, c wire.Credential, heade
 // answered instead.
 func (p Peer) ask(ctx context.Context, f *Subscription, gpus int, header http.Header) (*http.Response, error) {
 	if p.plain.Load() {
-		return p.Do(ctx, http.MethodGet, LeasePath(gpus), header)
+		return p.Do(ctx, http.MethodGet, p.LeasePath(gpus), header)
 	}
 	asked := &upgrade{RoundTripper: cmp.Or[http.RoundTripper](p.HTTP.Transport, http.DefaultTransport)}
 	client := *p.HTTP
 	client.Transport = asked
-	conn, _, err := websocket.Dial(ctx, p.Base+LeasePath(gpus), &websocket.DialOptions{HTTPClient: &client, HTTPHeader: p.header(header)})
+	conn, _, err := websocket.Dial(ctx, p.Base+p.LeasePath(gpus), &websocket.DialOptions{HTTPClient: &client, HTTPHeader: p.header(header)})
 	switch {
 	case err == nil:
 		conn.SetReadLimit(wire.MaxEvent)
@@ -93,7 +93,7 @@ func (p Peer) ask(ctx context.Context, f *Subscription, gpus int, header http.He
 	if asked.answer.Body != nil {
 		_ = asked.answer.Body.Close()
 	}
-	return p.Do(ctx, http.MethodGet, LeasePath(gpus), header)
+	return p.Do(ctx, http.MethodGet, p.LeasePath(gpus), header)
 }
 
 // upgrade keeps the answer, and from Dial what it can do nothing with.

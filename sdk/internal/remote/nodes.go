@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
@@ -60,10 +60,12 @@ type Config struct {
 	Tick        time.Duration
 	Decimals    uint8              // of the token
 	Forgone     prometheus.Counter // leases that are billed no further, since their node does not say what it metered
-	Offer       func() wire.SignedOffer
-	Renew       func(context.Context) error                                                // the offer, by what nodes list
-	Image       func(context.Context, leasestore.Row, channel.State) (*lease.Lease, error) // of a lease that does not run here
-	Resolve     func(context.Context, leasestore.Row) error                                // takes back what an ended lease has, by one gateway at a time
+
+	OffersDiffer func() bool                 // they say something else than nodes list
+	Renew        func(context.Context) error // the offers, by what nodes list
+
+	Image   func(context.Context, leasestore.Row, channel.State) (*lease.Lease, error) // of a lease that does not run here
+	Resolve func(context.Context, leasestore.Row) error                                // takes back what an ended lease has, by one gateway at a time
 }
 
 var _ placement.Placer = (*Nodes)(nil)
@@ -89,20 +91,14 @@ const (
 	OfferBurst = 10
 )
 
-// Publish has the offer say what nodes list now, where it does not.
+// Publish has the offers say what nodes list now, where it does not.
 func (n *Nodes) Publish(ctx context.Context) {
-	if !n.differs(n.Config.Offer().Offer) || !n.offers.Allow() {
+	if !n.Config.OffersDiffer() || !n.offers.Allow() {
 		return
 	}
 	if err := n.Config.Renew(ctx); err != nil && ctx.Err() == nil {
 		n.Config.Log.Error("offer could not be renewed", "error", err)
 	}
-}
-
-// differs reports whether an offer says something else than the nodes do.
-func (n *Nodes) differs(o wire.Offer) bool {
-	devices := n.Devices()
-	return !slices.Equal(o.Devices, wire.DevicesOf(devices)) || o.Simulated != wire.Simulated(devices)
 }
 
 // Run asks the nodes again and again, ends there what has ended here, and has the
@@ -192,13 +188,17 @@ func (n *Nodes) Place(ctx context.Context, req placement.Request) (gpu.Allocatio
 
 // begin asks one node after the other for the lease.
 func (n *Nodes) begin(ctx context.Context, req placement.Request, q nodelink.Start) (gpu.Allocation, common.Address, error) {
-	clients, slow, late := n.WithCapacity(req.GPUs), false, false
+	is := nodelink.Any
+	if req.Offer.Class != nil {
+		is = req.Offer.Class.Has
+	}
+	clients, slow, late := n.WithCapacity(req.GPUs, is), false, false
 	for i, c := range clients {
 		limit, asked := n.turn(ctx, len(clients)-i-1), time.Now()
 		if limit <= 0 {
 			break
 		}
-		began, err := n.beginAt(ctx, limit, c, q)
+		began, err := n.beginAt(ctx, limit, c, q, is)
 		if err == nil {
 			n.EndRest(c.Name)
 			n.Reserve(c.Name, req.GPUs)
@@ -253,12 +253,12 @@ func BeginTimeout(callTimeout time.Duration) time.Duration { return 2 * callTime
 func (n *Nodes) patience() time.Duration { return min(nodelink.Timeout, n.Config.CallTimeout/4) }
 
 // beginAt has a node begin a lease. An answer by which nobody could use it, or be billed for it, is an error of the node's.
-func (n *Nodes) beginAt(ctx context.Context, limit time.Duration, c *nodelink.Client, q nodelink.Start) (began nodelink.Lease, err error) {
+func (n *Nodes) beginAt(ctx context.Context, limit time.Duration, c *nodelink.Client, q nodelink.Start, is func(metering.Device) bool) (began nodelink.Lease, err error) {
 	if err := c.Call(ctx, limit, "POST", "/leases", q, &began); err != nil {
 		return began, err
 	}
 	if err = began.CheckStart(q.LeaseID); err == nil {
-		err = n.CheckDevices(c.Name, began.Allocation.Devices, q.GPUs)
+		err = n.CheckDevices(c.Name, began.Allocation.Devices, q.GPUs, is)
 	}
 	if err != nil {
 		err = &nodelink.Error{Node: c.Name, Err: err}

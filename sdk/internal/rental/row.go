@@ -119,6 +119,7 @@ type Options struct {
 	Prepay   time.Duration `json:"prepay"`
 	Gasless  bool          `json:"gasless"`
 	For      time.Duration `json:"for"`
+	Class    string        `json:"class,omitempty"`
 }
 
 // Closing is a renter.Closing, as it is kept with the rental: how its channel ended on the chain.

@@ -35,7 +35,8 @@ type Scheme interface {
 
 // Leases begins, finds and ends leases, wherever they run.
 type Leases interface {
-	Offer() wire.SignedOffer // under which new ones begin
+	Of(class string) (wire.SignedOffer, error)                              // the offer under which new ones begin: an empty class is the only one that there is
+	Challenged(ctx context.Context, class string) (wire.SignedOffer, error) // the one that a challenge is for, also where none begins any more
 	TakesLeases() error
 	BeginLease(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer, c *leasestore.Lock) (*lease.Lease, error) // c: under which
 	Running(channelID common.Hash) *lease.Lease                                                                                            // nil: none here
@@ -54,9 +55,9 @@ type Leases interface {
 
 // GPUs keeps GPUs for leases whose deposits are on their way.
 type GPUs interface {
-	Room(ctx context.Context, channelID common.Hash, gpus, back int) error
-	Reserve(ctx context.Context, channelID common.Hash, gpus, back int) (*reserve.Reservation, error)
-	Seated(ctx context.Context, s *reserve.Reservation, channelID common.Hash, gpus int) (*reserve.Reservation, error)
+	Room(ctx context.Context, class string, channelID common.Hash, gpus, back int) error
+	Reserve(ctx context.Context, class string, channelID common.Hash, gpus, back int) (*reserve.Reservation, error)
+	Seated(ctx context.Context, s *reserve.Reservation, class string, channelID common.Hash, gpus int) (*reserve.Reservation, error)
 }
 
 // Debts says what a payer owes on a contract's channels.
@@ -88,6 +89,9 @@ type Metrics interface {
 	Voucher(o channel.Outcome)
 	Refused(p *wire.Problem)
 }
+
+// ClassOf is the class of GPUs that a request is for; empty where it does not say.
+func ClassOf(r *http.Request) string { return r.URL.Query().Get("class") }
 
 // GPUsOf is how many GPUs a request is for; one where it does not say.
 func GPUsOf(r *http.Request) (int, error) {

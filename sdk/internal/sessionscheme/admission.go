@@ -106,12 +106,15 @@ func (d *Admission) CanServe(ctx context.Context, id common.Hash, offer wire.Sig
 	if err := d.canBegin(offer, gpus); err != nil {
 		return err
 	}
-	return d.GPUs.Room(ctx, id, gpus, 0)
+	return d.GPUs.Room(ctx, offer.ClassID(), id, gpus, 0)
 }
 
 // canBegin refuses a lease as CanServe does, to who has its GPUs reserved.
 func (d *Admission) canBegin(offer wire.SignedOffer, gpus int) error {
 	if err := d.Leases.TakesLeases(); err != nil {
+		return err
+	}
+	if _, err := d.Leases.Of(offer.ClassID()); err != nil { // the provider was started with other classes since
 		return err
 	}
 	if offer.ExpiredAt(time.Now()) {

@@ -117,7 +117,7 @@ func (d *Deposits) sendOnce(ctx context.Context, r *Request, terms channel.Terms
 // ReserveFor keeps what a session's request wants, if it wants a lease to begin.
 func (d *Deposits) ReserveFor(r *Request, id common.Hash) (err error) {
 	if r.Method == http.MethodGet && !d.Leases.Begun(r.Context(), id) {
-		r.Seat, err = d.GPUs.Reserve(r.Context(), id, r.GPUs, 0)
+		r.Seat, err = d.GPUs.Reserve(r.Context(), r.Offer.ClassID(), id, r.GPUs, 0)
 	}
 	return err
 }

@@ -76,7 +76,7 @@ func (d *Leasing) Start(r *Request, s channel.State) (*lease.Lease, string, erro
 	if err := d.Debts.Creditworthy(ctx, s, offer, gpus); err != nil {
 		return nil, "", err
 	}
-	if r.Seat, err = d.GPUs.Seated(ctx, r.Seat, s.ID, gpus); err != nil {
+	if r.Seat, err = d.GPUs.Seated(ctx, r.Seat, offer.ClassID(), s.ID, gpus); err != nil {
 		return nil, "", err
 	}
 	id, secret := r.Seat.Lease, randomHash().Hex()[2:]

@@ -1,6 +1,7 @@
 package sessionscheme
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"net/http"
@@ -30,9 +31,12 @@ type Request struct {
 	Seat  *reserve.Reservation // of its GPUs, while its deposit is on its way
 }
 
-// Mint makes a challenge, which asks for a payment under the current offer.
-func (d *Challenges) Mint() (wire.Challenge, error) {
-	offer := d.Leases.Offer()
+// Mint makes a challenge, which asks for a payment under the current offer of a class.
+func (d *Challenges) Mint(ctx context.Context, class string) (wire.Challenge, error) {
+	offer, err := d.Leases.Challenged(ctx, class)
+	if err != nil {
+		return wire.Challenge{}, err
+	}
 	types := []string{wire.TypeHash}
 	gasless := d.Gasless && d.Sponsor.Offers()
 	if gasless {
@@ -76,5 +80,28 @@ func (d *Challenges) read(r *http.Request) (*Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", wire.ErrChallenge, err)
 	}
+	if class := scheme.ClassOf(r); class != "" && class != offer.ClassID() {
+		return nil, wire.MalformedCredential.With("the request is for class %.64q, and its credential is for GPUs of class %q: ask again for the price", class, offer.ClassID())
+	}
 	return &Request{Request: r, Cred: cred, Offer: offer, GPUs: gpus}, nil
+}
+
+// classOf is the class that a request is for: where it does not say, that of the challenge which it answers.
+func (d *Challenges) classOf(r *http.Request) string {
+	if class := scheme.ClassOf(r); class != "" {
+		return class
+	}
+	cred, err := wire.ParseCredential(r.Header)
+	if err != nil {
+		return ""
+	}
+	asked, err := cred.Challenge.Decode()
+	if err != nil {
+		return ""
+	}
+	offer, err := d.Store.Offers.Get(r.Context(), common.HexToHash(asked.ExternalID))
+	if err != nil {
+		return ""
+	}
+	return offer.ClassID()
 }

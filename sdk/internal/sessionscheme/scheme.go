@@ -58,8 +58,8 @@ func (d *Scheme) Takes(l *lease.Lease) (bool, error) { return l.Terms.Scheme == 
 func (d *Scheme) Notice(context.Context, *lease.Lease) error { return nil }
 
 // Offer adds a fresh challenge to a 402.
-func (d *Scheme) Offer(h http.Header, _ *http.Request) error {
-	challenge, err := d.Challenges.Mint()
+func (d *Scheme) Offer(h http.Header, r *http.Request) error {
+	challenge, err := d.Challenges.Mint(r.Context(), d.Challenges.classOf(r))
 	if err == nil {
 		h.Set("WWW-Authenticate", challenge.Header())
 	}

@@ -57,24 +57,57 @@ type core struct {
 	*x402server.Accounts
 }
 
-// runs is how many GPUs the lease has that runs on a channel, 0 if none does, and whether it is of today's price.
-func (d *core) runs(ctx context.Context, id common.Hash) (gpus int, current bool, err error) {
-	if l := d.Leases.Running(id); l != nil {
-		return len(l.Allocation.Devices), l.Price == d.Price, nil
+// running is the lease that runs on a channel, as far as another request may have it go on.
+type running struct {
+	gpus    int    // 0: none runs
+	class   string // of them
+	current bool   // it is of the price of a request
+}
+
+// runs is what runs on a request's channel.
+func (d *core) runs(ctx context.Context, r *Request) (running, error) {
+	if l := d.Leases.Running(r.ID); l != nil {
+		return running{len(l.Allocation.Devices), l.Offer.ClassID(), l.Price == r.Route.Price}, nil
 	}
 	if !d.Shared {
-		return 0, false, nil
+		return running{}, nil
 	}
-	row, ok, err := d.Store.Leases.Newest(ctx, id)
+	row, ok, err := d.Store.Leases.Newest(ctx, r.ID)
 	if err != nil || !ok || row.State == wire.StateEnded {
-		return 0, false, err
+		return running{}, err
 	}
 	offer, err := d.Store.Offers.Get(ctx, common.HexToHash(row.Offer))
 	if err != nil {
-		return 0, false, err
+		return running{}, err
 	}
 	price, err := offer.Price()
-	return row.GPUs, price == d.Price, err
+	return running{row.GPUs, offer.ClassID(), price == r.Route.Price}, err
+}
+
+// fits refuses a request for GPUs of another class than the channel's lease has, unless nobody can ask for those any more; is reports
+// whether the lease goes on for it. Where it is of another price, or of no class that there is, it ends and the next one begins.
+func (d *core) fits(r *Request, now running) (is bool, err error) {
+	if now.gpus == 0 {
+		return false, nil
+	}
+	if now.class != r.Route.Class {
+		if _, gone := d.Leases.Of(now.class); gone != nil {
+			return false, nil
+		}
+		return false, errConflict.With("the lease that runs on channel %s has GPUs of class %q, the request is for class %q: take a refund, which ends it, or wait until it ends", r.ID, now.class, r.Route.Class)
+	}
+	if now.current && now.gpus != r.Route.GPUs {
+		return false, misfit(r, now.gpus)
+	}
+	return now.current, nil
+}
+
+// back is how many GPUs of the request's class the lease gives back that ends for it.
+func (now running) back(r *Request) int {
+	if now.class != r.Route.Class {
+		return 0
+	}
+	return now.gpus
 }
 
 // attach lets the lease that runs on a channel go on, or begins one, under what
@@ -87,7 +120,7 @@ func (d *core) attach(ctx context.Context, r *Request, tab x402server.Account, n
 		return nil, err
 	}
 	if l == nil {
-		if r.seat, err = d.GPUs.Seated(ctx, r.seat, r.ID, r.Route.GPUs); err != nil {
+		if r.seat, err = d.GPUs.Seated(ctx, r.seat, r.Route.Class, r.ID, r.Route.GPUs); err != nil {
 			return nil, err
 		}
 		note.Lease = r.seat.Lease.Hex()
@@ -96,7 +129,12 @@ func (d *core) attach(ctx context.Context, r *Request, tab x402server.Account, n
 		}
 		return d.Let(ctx, r, tab, r.Route.GPUs, note.Lease)
 	}
-	if n := len(l.Allocation.Devices); n != r.Route.GPUs {
+	n := len(l.Allocation.Devices)
+	if _, err := d.fits(r, running{n, l.Offer.ClassID(), l.Price == r.Route.Price}); err != nil {
+		d.Leases.Detach(l)
+		return nil, err
+	}
+	if n != r.Route.GPUs {
 		d.Leases.Detach(l)
 		return nil, misfit(r, n)
 	}
@@ -106,7 +144,7 @@ func (d *core) attach(ctx context.Context, r *Request, tab x402server.Account, n
 		d.Leases.Detach(l)
 		return nil, err
 	}
-	if l.Price != d.Price { // it ends with the record that answers this request, and the next one begins another
+	if l.Price != r.Route.Price || l.Offer.ClassID() != r.Route.Class { // it ends with the record that answers this request, and the next one begins another
 		if err := d.EndNewest(ctx, r, "the price changed"); err != nil {
 			d.Leases.Detach(l)
 			return nil, err
@@ -131,7 +169,10 @@ func (d *core) EndNewest(ctx context.Context, r *Request, reason string) error {
 // Let begins a lease on a channel of x402. It has no secret: each request shows
 // a voucher that only its payer can have signed.
 func (d *core) Let(ctx context.Context, r *Request, tab x402server.Account, gpus int, id string) (*lease.Lease, error) {
-	offer := d.Leases.Offer()
+	offer, err := d.Leases.Of(r.Route.Class)
+	if err != nil {
+		return nil, err
+	}
 	row := leasestore.Row{
 		ID: id, Channel: tab.ID.Hex(), Offer: offer.Hash.Hex(), GPUs: gpus,
 		Allocation: "{}", OwedBefore: tab.Spent.Dec(), State: wire.StateAllocating, StartedAt: time.Now().UnixNano(),

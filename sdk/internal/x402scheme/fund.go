@@ -65,9 +65,13 @@ func (d *deposits) reserveFor(r *Request) error {
 	if r.metered != nil {
 		return d.metered.keepDevices(r.Context(), r)
 	}
-	gpus, current, err := d.runs(r.Context(), r.ID)
-	if err == nil && !current {
-		r.seat, err = d.GPUs.Reserve(r.Context(), r.ID, r.Route.GPUs, gpus)
+	now, err := d.runs(r.Context(), r)
+	if err != nil {
+		return err
+	}
+	goesOn, err := d.fits(r, now)
+	if err == nil && !goesOn {
+		r.seat, err = d.GPUs.Reserve(r.Context(), r.Route.Class, r.ID, r.Route.GPUs, now.back(r))
 	}
 	return err
 }

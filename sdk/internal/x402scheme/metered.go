@@ -21,6 +21,7 @@ import (
 
 // MeteredRoute is a handler's price, as provider.Route says it: the time of named GPUs while it runs.
 type MeteredRoute struct {
+	Class        string // of the devices; empty where the provider has none
 	Devices      []string
 	MaxTime      time.Duration
 	Streamed     bool

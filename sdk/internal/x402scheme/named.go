@@ -61,7 +61,7 @@ func (d *metered) vacant(ctx context.Context, id common.Hash, m *meteredRoute) e
 		err = d.Leases.CheckFree(m.Devices, m.leases)
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); err == nil && n > 0 {
-		err = d.GPUs.Room(ctx, id, n, 0)
+		err = d.GPUs.Room(ctx, m.Class, id, n, 0)
 	}
 	return err
 }
@@ -93,7 +93,7 @@ func (d *metered) keepDevices(ctx context.Context, r *Request) error {
 		return err
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); n > 0 {
-		seat, err := d.GPUs.Reserve(ctx, r.ID, n, 0)
+		seat, err := d.GPUs.Reserve(ctx, m.Class, r.ID, n, 0)
 		if err != nil {
 			return err
 		}

@@ -264,20 +264,19 @@ func (d *Scheme) capable(ctx context.Context, r *Request) error {
 	if err := d.Leases.TakesLeases(); err != nil {
 		return err
 	}
-	gpus, current, err := d.runs(ctx, r.ID)
+	now, err := d.runs(ctx, r)
 	switch {
 	case err != nil:
 		return err
-	case r.Route.Kind == x402server.KindMetered && gpus > 0:
+	case r.Route.Kind == x402server.KindMetered && now.gpus > 0:
 		return errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.ID)
 	case r.Route.Kind == x402server.KindMetered:
 		return d.metered.vacant(ctx, r.ID, r.metered)
-	case current && gpus != r.Route.GPUs:
-		return misfit(r, gpus)
-	case current:
-		return nil
 	}
-	return d.GPUs.Room(ctx, r.ID, r.Route.GPUs, gpus) // a lease of another price ends and gives its GPUs back
+	if goesOn, err := d.fits(r, now); goesOn || err != nil {
+		return err
+	}
+	return d.GPUs.Room(ctx, r.Route.Class, r.ID, r.Route.GPUs, now.back(r)) // a lease of another price ends and gives its GPUs back
 }
 
 // misfit refuses another number of GPUs than the channel's lease has.

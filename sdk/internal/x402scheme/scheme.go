@@ -52,8 +52,10 @@ func New(ctx context.Context, deps Deps, accounts *x402server.Accounts, token *c
 	}
 	d.Queue = x402server.Queue{Most: d.Line, All: d.Waiting, Hold: x402server.CorrectedWithin}
 	d.Claims = x402server.Claims{Shared: d.Shared, Locks: d.Store.Locks, Life: d.Leases.Lifetime, Poll: d.GatewayPoll / 4, Log: d.Log}
-	if _, err := d.Ceiling(1, 0); err != nil {
-		return nil, err
+	for _, price := range d.Prices {
+		if _, err := d.Ceiling(price, 1, 0); err != nil {
+			return nil, err
+		}
 	}
 	return d, d.warnKeyless(ctx)
 }
@@ -87,7 +89,11 @@ func (d *Scheme) Offer(h http.Header, r *http.Request) error {
 	if err != nil {
 		return nil
 	}
-	route, err := d.NewRoute(x402server.KindTick, gpus)
+	offer, err := d.Leases.Of(scheme.ClassOf(r))
+	if err != nil {
+		return nil // a challenge may be for a lease that runs, and this offer is for a new one
+	}
+	route, err := d.NewRoute(x402server.KindTick, offer, gpus)
 	if err != nil {
 		return nil
 	}
@@ -113,7 +119,10 @@ func (d *Scheme) ServePaid(w http.ResponseWriter, r *http.Request) {
 	}
 	var route x402server.Route
 	if err == nil {
-		route, err = d.NewRoute(kind, gpus)
+		var offer wire.SignedOffer
+		if offer, err = d.Leases.Of(scheme.ClassOf(r)); err == nil {
+			route, err = d.NewRoute(kind, offer, gpus)
+		}
 	}
 	if err != nil {
 		d.Front.Refuse(w, r, err)
@@ -159,13 +168,16 @@ func (d *Scheme) Notice(ctx context.Context, l *lease.Lease) error {
 func (d *Scheme) Metered(route MeteredRoute, h http.Handler) (http.Handler, error) {
 	route.WriteTimeout = cmp.Or(route.WriteTimeout, serve.WriteTimeout)
 	// The lease stops two ticks before what is reserved, and a reading may be late.
-	most, err := d.Ceiling(len(route.Devices), route.MaxTime+4*d.Tick)
+	offer, err := d.Leases.Of(route.Class)
+	if err != nil {
+		return nil, err
+	}
+	paid, err := d.RouteOf(x402server.KindMetered, offer, len(route.Devices), route.MaxTime+4*d.Tick)
 	if err != nil {
 		return nil, err
 	}
 	d.Named.route(route.Devices...)
-	return Handler{d, &meteredRoute{d: &d.metered, MeteredRoute: route, handler: h, running: make(chan struct{}, 1),
-		route: x402server.Route{Kind: x402server.KindMetered, GPUs: len(route.Devices), Most: most}}}, nil
+	return Handler{d, &meteredRoute{d: &d.metered, MeteredRoute: route, handler: h, running: make(chan struct{}, 1), route: paid}}, nil
 }
 
 // Handler is an operator's handler behind payments.

@@ -45,11 +45,11 @@ type Accounts struct {
 	Confirmations uint64
 	Poll          time.Duration
 
-	Price         metering.Price
-	MinDeposit    uint256.Int   // base units
-	LeastRefund   uint256.Int   // base units that a part must have
-	Window, Slack time.Duration // of GPU time that a request pays for, and that a lease goes on after it
-	MaxTimeout    time.Duration // of a deposit's authorization
+	Prices        []metering.Price // of all classes
+	MinDeposit    uint256.Int      // base units
+	LeastRefund   uint256.Int      // base units that a part must have
+	Window, Slack time.Duration    // of GPU time that a request pays for, and that a lease goes on after it
+	MaxTimeout    time.Duration    // of a deposit's authorization
 	WithdrawDelay time.Duration
 }
 
@@ -61,23 +61,32 @@ func (a *Accounts) PastOffer(offer x402.Requirements, payee wire.Address) (past 
 
 // Ceiling is what a request asks for that may use so much time of so many GPUs:
 // the price, and one base unit that is never charged (see Supersede).
-func (a *Accounts) Ceiling(gpus int, wall time.Duration) (uint256.Int, error) {
-	slack, err := a.Price.Charge(uint64(gpus) * uint64(a.Slack))
+func (a *Accounts) Ceiling(price metering.Price, gpus int, wall time.Duration) (uint256.Int, error) {
+	slack, err := price.Charge(uint64(gpus) * uint64(a.Slack))
 	if err == nil && slack.IsZero() {
 		err = errors.New("provider: X402: the price of X402.Slack is less than one base unit of the token")
 	}
 	if err != nil {
 		return slack, err
 	}
-	most, err := a.Price.Charge(uint64(gpus) * uint64(wall))
+	most, err := price.Charge(uint64(gpus) * uint64(wall))
 	most.AddUint64(&most, 1)
 	return most, err
 }
 
-// NewRoute is what a request for /tick or /lease is paid as.
-func (a *Accounts) NewRoute(kind string, gpus int) (Route, error) {
-	most, err := a.Ceiling(gpus, a.Window+a.Slack)
-	return Route{Kind: kind, GPUs: gpus, Most: most}, err
+// NewRoute is what a request for /tick or /lease is paid as, under an offer.
+func (a *Accounts) NewRoute(kind string, offer wire.SignedOffer, gpus int) (Route, error) {
+	return a.RouteOf(kind, offer, gpus, a.Window+a.Slack)
+}
+
+// RouteOf is what a request is paid as that may use so much time.
+func (a *Accounts) RouteOf(kind string, offer wire.SignedOffer, gpus int, wall time.Duration) (Route, error) {
+	price, err := offer.Price()
+	if err != nil {
+		return Route{}, err
+	}
+	most, err := a.Ceiling(price, gpus, wall)
+	return Route{Kind: kind, Class: offer.ClassID(), Price: price, GPUs: gpus, Most: most}, err
 }
 
 // Offered is what a client must accept for a route. It is the same in every
@@ -149,7 +158,7 @@ func (a *Accounts) StillFits(ctx context.Context, r *PaidRequest, tab Account) (
 		return false, nil
 	}
 	if r.Paid.Payload.Type != x402.TypeRefund {
-		cost, err := a.Price.Charge(uint64(r.Route.GPUs) * uint64(a.Window))
+		cost, err := r.Route.Price.Charge(uint64(r.Route.GPUs) * uint64(a.Window))
 		if cost.Add(&cost, &tab.Charged); err != nil || !cost.Lt(&r.Voucher.Cumulative) {
 			return false, err
 		}
@@ -196,7 +205,7 @@ func (a *Accounts) JournalOf(r *PaidRequest) Journal {
 // Advance is what is charged for a request before it is served: enough for so
 // much time after what was used, and less than its voucher is over.
 func (a *Accounts) Advance(tab Account, route Route, ahead time.Duration) (uint256.Int, error) {
-	cost, err := a.Price.Charge(uint64(route.GPUs) * uint64(ahead))
+	cost, err := route.Price.Charge(uint64(route.GPUs) * uint64(ahead))
 	charged := tab.Spent
 	charged.Add(&charged, &cost)
 	most := tab.Charged

@@ -11,15 +11,18 @@ import (
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
 
 // Route is something that is paid by the request.
 type Route struct {
-	Kind string
-	GPUs int
-	Most uint256.Int // the ceiling of one request, base units
+	Kind  string
+	Class string         // of the GPUs; empty where the provider has none
+	Price metering.Price // of one
+	GPUs  int
+	Most  uint256.Int // the ceiling of one request, base units
 }
 
 // The kinds.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -49,6 +48,11 @@ type Tick struct {
 
 // Rent prepares to rent GPUs of a provider of this project by ticks. It checks the provider's offer and moves no money.
 func (x *Client) Rent(ctx context.Context, url string, gpus int) (*Rental, error) {
+	return x.RentClass(ctx, url, "", gpus)
+}
+
+// RentClass is Rent of GPUs of a class, by the provider's name of it: see renter.Options.Class.
+func (x *Client) RentClass(ctx context.Context, url, class string, gpus int) (*Rental, error) {
 	if gpus < 1 {
 		return nil, errors.New("renter: GPUs must be above zero")
 	}
@@ -56,6 +60,7 @@ func (x *Client) Rent(ctx context.Context, url string, gpus int) (*Rental, error
 	if err != nil {
 		return nil, err
 	}
+	p.Class = class
 	t := &Rental{x: x, peer: p, gpus: gpus}
 	return t, t.agree(ctx)
 }
@@ -81,6 +86,9 @@ func (t *Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error
 	if offer.Share != nil {
 		return fmt.Errorf("provider %s: %w: its devices are shared by slots, and ticks pay for whole ones: nothing was signed", t.peer.Base, peer.ErrOffer)
 	}
+	if err := t.peer.Sells(offer.Offer); err != nil {
+		return err
+	}
 	if err := t.x.w.OnChain(ctx, offer.ChainID); err != nil {
 		return fmt.Errorf("provider %s: %w", t.peer.Base, err)
 	}
@@ -93,14 +101,14 @@ func (t *Rental) agreeOn(ctx context.Context, offer wire.SignedOffer) (err error
 	if late := time.Duration(offer.MaxGap) * time.Millisecond; late > wire.MaxGapOfTicks {
 		return fmt.Errorf("provider %s: %w: its readings may be %s late, paid by ticks at most %s is taken: nothing was signed", t.peer.Base, peer.ErrOffer, late, wire.MaxGapOfTicks)
 	}
-	t.offer = offer
+	t.offer, t.peer.Class = offer, offer.ClassID()
 	return nil
 }
 
 // Channel is the one that the ticks are paid from; zero before the first was asked for.
 func (t *Rental) Channel() common.Hash { return t.id }
 
-func (t *Rental) url() string { return t.peer.Base + "/tick?gpus=" + strconv.Itoa(t.gpus) }
+func (t *Rental) url() string { return t.peer.Base + t.peer.TickPath(t.gpus) }
 
 // Tick pays for the next window, waits until it was metered, and checks what the provider says of it: the record must
 // be signed by the metering key of the offer, its price arithmetic must hold, the charge must be what it adds, and no
@@ -202,10 +210,10 @@ func (t *Rental) resumePending(ctx context.Context, b *payment) (*http.Response,
 	case p == nil:
 		return nil, nil
 	case p.URL == b.tick:
-	case lost && p.GPUs == b.gpus: // at another address of the site, whose word it is that it was charged: here it is asked for in its place
+	case lost && p.GPUs == b.gpus && peer.ClassIn(p.URL) == peer.ClassIn(b.tick): // at another address of the site, whose word it is that it was charged: here it is asked for in its place
 	case lost:
 		return nil, fmt.Errorf("%s is asked for: %w", p.URL, b.lostTick())
-	default: // for another number of GPUs: what it can have cost grows with time
+	default: // for another number of GPUs, or of another class: what it can have cost grows with time
 		b.account.GiveUp()
 		return nil, nil
 	}

@@ -77,9 +77,12 @@ func (d *Scheme) Path() string { return "/ticket" }
 func (d *Scheme) Pays(r *http.Request) bool { return r.Header.Get(Header) != "" }
 
 // Offer names the offer that says what a GPU-second costs, and in which contract whom to pay.
-func (d *Scheme) Offer(h http.Header, _ *http.Request) error {
-	h.Set(Header, "offer="+d.Leases.Offer().Hash.Hex())
-	return nil
+func (d *Scheme) Offer(h http.Header, r *http.Request) error {
+	offer, err := d.Leases.Of(scheme.ClassOf(r))
+	if err == nil {
+		h.Set(Header, "offer="+offer.Hash.Hex())
+	}
+	return err
 }
 
 // Takes has a lease that a ticket paid for run on what tickets are signed for.
@@ -139,7 +142,10 @@ func (d *Scheme) serve(r *http.Request) (*lease.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	offer := d.Leases.Offer()
+	offer, err := d.Leases.Of(scheme.ClassOf(r))
+	if err != nil {
+		return nil, err
+	}
 	terms := channel.Terms{ChainID: offer.ChainID, Escrow: common.Address(offer.Escrow), Payer: common.Address(t.Payer),
 		Payee: common.Address(offer.Payee), Token: common.Address(offer.Token), Salt: t.Salt}
 	voucher := channel.Voucher{ChannelID: terms.ID(), Cumulative: t.Sum.Int, Signature: t.Signature}
@@ -178,7 +184,7 @@ func (d *Scheme) begin(ctx context.Context, s channel.State, voucher channel.Vou
 	if least.Add(&least, &s.Spent); voucher.Cumulative.Lt(&least) {
 		return nil, wire.PaymentInsufficient.With("a ticket on channel %s for %d GPU(s) is for %s at least", s.ID, gpus, least.Dec())
 	}
-	seat, err := d.GPUs.Seated(ctx, nil, s.ID, gpus)
+	seat, err := d.GPUs.Seated(ctx, nil, offer.ClassID(), s.ID, gpus)
 	if err != nil {
 		return nil, err
 	}

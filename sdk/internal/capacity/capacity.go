@@ -1,0 +1,131 @@
+// Package capacity counts the GPUs that a new lease could have, beside what leases have and what is kept for deposits on their way.
+package capacity
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ethereum/go-ethereum/common"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/cluster"
+	"github.com/gpupay/gpupay/sdk/internal/contain"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/remote"
+	"github.com/gpupay/gpupay/sdk/internal/reserve"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Class counts the GPUs of one class.
+type Class struct {
+	ID        string        // empty where there are none
+	Nodes     *remote.Nodes // nil where this gateway meters
+	Allocator gpu.Allocator
+	Offered   *inventory.Offered
+	Offer     func(class string) (wire.SignedOffer, error)
+	Forgotten func(context.Context) ([]string, error) // devices of leases that the database has lost
+	Log       *slog.Logger
+}
+
+// Pool names the devices that are rented out here: reservations of another host, none of whose devices these are, or of another class
+// are nothing to it. One gateway of a host may know a device that was lost when another one started.
+func (c *Class) Pool() string {
+	if c.Nodes != nil {
+		return strings.TrimSpace("nodes " + c.ID)
+	}
+	all := c.Offered.Devices // of the start: it does not change while others count by it
+	if c.ID != "" {
+		all = inventory.Those(all, func(d metering.Device) bool { id, ok := c.Offered.Kinds.Of(d); return ok && id == c.ID })
+	}
+	names := inventory.Names(all)
+	slices.Sort(names)
+	return strings.Join(names, "\n")
+}
+
+// has reports whether a node's device is of the class.
+func (c *Class) has(d metering.Device) bool {
+	if c.ID == "" {
+		return true
+	}
+	offer, err := c.Offer(c.ID)
+	return err == nil && offer.Class.Has(d)
+}
+
+// Left is how many devices are free beside what others keep, and how many there
+// are where the allocator does not say what is free.
+func (c *Class) Left(ctx context.Context, others []cluster.Kept) (int, error) {
+	if c.Nodes != nil {
+		return c.Nodes.FreeBeside(cluster.Beside(others, nil), c.has), nil
+	}
+	host, known := c.Allocator.(inventory.Keeper)
+	if !known {
+		return c.beside(cluster.Beside(others, nil))
+	}
+	lost, err := c.lost(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if len(others) == 0 && len(lost) == 0 {
+		return c.beside(nil)
+	}
+	for { // until no lease began or ended in between: one that did would count twice, or not at all
+		held, err := host.Inventory().Book().Held(ctx)
+		if err != nil {
+			return 0, err
+		}
+		left, err := c.beside(cluster.Beside(others, held))
+		if err != nil {
+			return 0, err
+		}
+		left -= len(inventory.Without(lost, slices.Collect(maps.Keys(held)))) // such as a table that has no lease to name with them
+		if now, err := host.Inventory().Book().Held(ctx); err != nil || maps.Equal(now, held) {
+			return left, err
+		}
+	}
+}
+
+// lost are devices of the class that leases have which the database has lost.
+func (c *Class) lost(ctx context.Context) ([]string, error) {
+	lost, err := c.Forgotten(ctx)
+	if c.ID == "" || len(lost) == 0 {
+		return lost, err
+	}
+	return inventory.Without(lost, inventory.Without(lost, inventory.Names(c.Offered.Of(c.ID)))), err
+}
+
+func (c *Class) beside(others []int) (int, error) {
+	devices := c.Offered.Of(c.ID)
+	left, ok, err := contain.Free(c.Log, c.Allocator)
+	switch host, known := c.Allocator.(inventory.Keeper); {
+	case known && c.ID != "":
+		left = host.Inventory().Free(inventory.Names(devices))
+	case !ok:
+		left = len(devices)
+	case c.ID != "": // of which class those are that are free it does not say
+		left = min(left, len(devices))
+	}
+	for _, kept := range others {
+		left -= kept
+	}
+	return left, err
+}
+
+// Free is how many a new lease could have now, beside what a book keeps. nil: the allocator does not say.
+func (c *Class) Free(ctx context.Context, kept *reserve.Book) *int {
+	if _, ok := c.Allocator.(gpu.Capacity); !ok && c.Nodes == nil {
+		return nil
+	}
+	free := 0
+	others, err := kept.Others(ctx, common.Hash{})
+	if err != nil {
+		return &free // nothing can be begun without the book
+	}
+	if left, err := c.Left(ctx, others); err == nil {
+		free = max(left, 0)
+	}
+	return &free
+}
