@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -30,4 +32,27 @@ func checkPrice(price string, free bool) error {
 		return fmt.Errorf("--price %s is over %d an hour: it is in units of the token, not in base units", price, mostPrice)
 	}
 	return nil
+}
+
+// classesOf are the classes of a --price that names some, as NAME=PRICE with commas between them; the price alone of one that names none.
+// A class is named as its GPUs are, in small letters and with - for what is no letter or digit. Those of slices begin with MIG.
+func classesOf(text string) ([]provider.Class, string, error) {
+	if !strings.Contains(text, "=") {
+		return nil, text, nil
+	}
+	var all []provider.Class
+	for part := range strings.SplitSeq(text, ",") {
+		name, price, ok := strings.Cut(strings.TrimSpace(part), "=")
+		if !ok || name == "" || price == "" {
+			return nil, "", fmt.Errorf("--price: %q is not NAME=PRICE, such as H100=2.50", part)
+		}
+		id := strings.Map(func(r rune) rune {
+			if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+				return r
+			}
+			return '-'
+		}, strings.ToLower(name))
+		all = append(all, provider.Class{ID: id, Model: name, MIG: strings.HasPrefix(id, "mig-"), PricePerGPUHour: price})
+	}
+	return all, "", nil
 }

@@ -44,6 +44,7 @@ func newRent(app *cli.App) *rent {
 	f.Group("What is rented")
 	f.Text(&r.Provider, "provider", "http://127.0.0.1:8402", "`URL` of the provider")
 	f.Int(&o.GPUs, "gpus", 1, "how many GPUs")
+	f.Text(&o.Class, "class", "", "which of the provider's `class`es of GPUs, such as h100; not asked for if empty")
 	f.Float(&r.minutes, "minutes", "how long to rent; until interrupted or the budget is used if 0")
 
 	f.Group("The most that is paid")

@@ -24,7 +24,7 @@ const pastKey = "GPUPAY_PAST_KEY"
 // serveFields are the flags behind what is configured.
 var serveFields = cli.Fields{
 	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "HTTP.PublicURL": "public-url",
-	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Deposits.Min": "min-deposit",
+	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Classes": "price", "Deposits.Min": "min-deposit",
 	"Terms.Credit": "credit", "Terms.DebtKept": "debt-kept", "Metering.RecordEvery": "record-every", "Terms.SuspendTimeout": "suspend-timeout",
 	"X402": "x402", "X402.Window": "x402-window", "Chain.ID": "chain-id", "Chain.Confirmations": "confirmations", "Chain.Finality": "finality", "Chain.Poll": "poll",
 	"Chain.MinGrace": "min-grace", "Chain.MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
@@ -60,7 +60,15 @@ func (s *serve) read() (err error) {
 	if c.Log, err = s.flags.Logger(); err != nil {
 		return err
 	}
-	if err := checkPrice(c.PricePerGPUHour, s.free); err != nil {
+	if c.Classes, c.PricePerGPUHour, err = classesOf(c.PricePerGPUHour); err != nil {
+		return err
+	}
+	for _, class := range c.Classes {
+		if err := checkPrice(class.PricePerGPUHour, s.free); err != nil {
+			return err
+		}
+	}
+	if err := checkPrice(c.PricePerGPUHour, s.free); len(c.Classes) == 0 && err != nil {
 		return err
 	}
 	if s.x402 {
@@ -108,12 +116,20 @@ func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
 	if err != nil {
 		return err
 	}
-	offer, gpus := provider.Offer(), 0
-	for _, kind := range offer.Devices {
-		gpus += kind.Count
+	offer := provider.Offer()
+	for _, o := range provider.Offers() {
+		gpus, price := 0, s.config.PricePerGPUHour
+		for _, kind := range o.Devices {
+			gpus += kind.Count
+		}
+		of := ""
+		for _, class := range s.config.Classes {
+			if class.ID == o.ClassID() {
+				of, price = " of class "+class.ID, class.PricePerGPUHour
+			}
+		}
+		fmt.Printf("renting out %d GPU(s)%s for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n", gpus, of, price, public.Addr(), o.Escrow, o.Payee)
 	}
-	fmt.Printf("renting out %d GPU(s) for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n",
-		gpus, s.config.PricePerGPUHour, public.Addr(), offer.Escrow, offer.Payee)
 	fmt.Printf("chain %d by %s, token %s, confirmations %d; credit %s of GPU time, settled within %s; database %s\n", offer.ChainID, redact.List(s.config.RPC),
 		offer.Token, s.config.Chain.Confirmations, time.Duration(offer.Credit)*time.Second, s.config.Settlement.Age(), redact.Database(s.config.Database))
 	if offer.Simulated {

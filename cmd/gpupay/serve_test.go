@@ -3,6 +3,7 @@ package main
 import (
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,5 +88,23 @@ func TestServesWhenItSaysSo(t *testing.T) {
 		" --db "+filepath.Join(t.TempDir(), "provider.db")+" --listen 127.0.0.1:0 --admin "+taken.Addr().String())
 	if err == nil || !strings.Contains(err.Error(), "--admin") || said != "" {
 		t.Errorf("%v, and it said %q", err, said)
+	}
+}
+
+// TestPricesOfClasses: a price for each of several kinds makes a class of each, by a name that renters can ask for.
+func TestPricesOfClasses(t *testing.T) {
+	if all, price, err := classesOf("2.50"); len(all) != 0 || price != "2.50" || err != nil {
+		t.Errorf("%v %s %v", all, price, err)
+	}
+	all, _, err := classesOf("H100=2.50, RTX 4090=0.40,MIG 1g.10gb=0.30")
+	want := []provider.Class{{ID: "h100", Model: "H100", PricePerGPUHour: "2.50"}, {ID: "rtx-4090", Model: "RTX 4090", PricePerGPUHour: "0.40"},
+		{ID: "mig-1g-10gb", Model: "MIG 1g.10gb", MIG: true, PricePerGPUHour: "0.30"}}
+	if err != nil || !slices.Equal(all, want) {
+		t.Errorf("%+v %v", all, err)
+	}
+	for _, text := range []string{"H100=2.50,1.20", "=2.50", "H100="} {
+		if _, _, err := classesOf(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
 	}
 }

@@ -11,7 +11,7 @@ func newServe(app *cli.App) *serve {
 	c, f, l := &s.config, s.flags, &s.config.Limits
 
 	f.Group("What is asked for, and on which terms")
-	f.Text(&c.PricePerGPUHour, "price", "2.50", "price of one GPU for an hour, in units of the token")
+	f.Text(&c.PricePerGPUHour, "price", "2.50", "price of one GPU for an hour, in units of the token; of several kinds `NAME=PRICE,..`, such as H100=2.50,A100=1.20, by what their names contain")
 	f.Bool(&s.free, "free", "with --price 0: give GPU time away")
 	f.Text(&c.Deposits.Min, "min-deposit", "", "least deposit, in units of the token; ten minutes' price if empty")
 	f.Duration(&c.Terms.Credit, "credit", time.Minute, "GPU time served ahead of vouchers, at most: what a renter can cost you")

@@ -81,7 +81,7 @@ func begin(ctx context.Context, renter *renter.Client, open []renter.State, o *R
 		return nil, fmt.Errorf("%d unfinished rental(s) in %s hold deposits: give --resume to go on, --leave to get them back, or another --db with another key", len(holding), redact.Database(o.Config.Database))
 	}
 	noteOthers(open, common.Hash{})
-	quote, err := renter.Quote(ctx, o.Provider)
+	quote, err := renter.QuoteClass(ctx, o.Provider, o.Options.Class)
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ func rentOverX402(ctx, work context.Context, renter *renter.Client, o *Renting) 
 			return err
 		})
 	}
-	rental, err := client.Rent(work, o.Provider, o.Options.GPUs)
+	rental, err := client.RentClass(work, o.Provider, o.Options.Class, o.Options.GPUs)
 	if err != nil {
 		return err
 	}
