@@ -82,7 +82,7 @@ func (p *Server) openBooks() {
 }
 
 func (p *Server) capacity(class string) *capacity.Class {
-	lost := func(ctx context.Context) ([]string, error) { return p.leases.Forgotten.Devices(ctx) }
+	lost := func(ctx context.Context) (all, untold []string, err error) { return p.leases.Forgotten.Devices(ctx) }
 	return &capacity.Class{ID: class, Nodes: p.nodes, Allocator: p.config.Allocator, Offered: &p.leases.Offered, Offer: p.offers.Of, Forgotten: lost, Log: p.config.Log}
 }
 

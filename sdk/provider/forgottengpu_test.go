@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
@@ -73,13 +75,18 @@ func putBack(t *testing.T, address, snapshot string) {
 
 // handingOver is handing of a gateway on a server.
 func handingOver(t *testing.T, address *string) (change func(*Config), calls func() string, fails func(bool)) {
-	fresh, calls, fails := handing(t)
+	return handingOverOf(t, address, testclock.GPUs(1))
+}
+
+// handingOverOf is handingOver of a gateway whose host has a source's GPUs.
+func handingOverOf(t *testing.T, address *string, source metering.Source) (change func(*Config), calls func() string, fails func(bool)) {
+	fresh, calls, fails := handingOf(t, source)
 	signed := filepath.Join(t.TempDir(), "signed")
 	return func(c *Config) {
 		quiet(c)
 		generousCredit(c)
 		c.Allocator, c.Commands.Timeout = fresh(), 8*time.Second // of which a renter waits a quarter
-		c.Database, c.Records.HighWater, c.Takeover, c.Source = *address, signed, 2*time.Second, testclock.GPUs(1)
+		c.Database, c.Records.HighWater, c.Takeover, c.Source = *address, signed, 2*time.Second, source
 	}, calls, fails
 }
 
@@ -109,7 +116,7 @@ func (r *rig) nextRenterAtLast(salt byte) *tab {
 	return t
 }
 
-// refusesLease has another payer want a lease in vain.
+// refusesLease has another payer want a lease in vain, whose money does not move.
 func (r *rig) refusesLease(salt byte) {
 	r.Helper()
 	r.payer = r.fund(r.T, 1_000_000)
@@ -118,6 +125,24 @@ func (r *rig) refusesLease(salt byte) {
 	if resp.StatusCode != http.StatusServiceUnavailable {
 		r.Errorf("%s for who wants a GPU that another renter still has", resp.Status)
 	}
+	if has := r.balance(r.payer.Address()); has != 1_000_000 {
+		r.Errorf("who was refused a GPU has %d left of what it had", has)
+	}
+}
+
+// opensWithout is a gateway's first lease, and the gateway's next start finds its database without it, as it is from a backup.
+func (r *rig) opensWithout(address *string, change func(*Config)) *tab {
+	r.Helper()
+	r.shut()
+	copied := snapshot(r.T, *address)
+	change(&r.config)
+	r.start()
+	first := r.open(1, 300_000, "")
+	first.record()
+	r.shut()
+	*address = copied
+	change(&r.config)
+	return first
 }
 
 // waitFree waits until a GPU is.
@@ -189,15 +214,7 @@ func TestRestoredUnderAnotherAddress(t *testing.T) {
 		address := pgtest.Database(t)
 		change, calls, _ := handingOver(t, &address)
 		r := newRig(t, change)
-		r.shut()
-		copied := snapshot(t, address)
-		change(&r.config)
-		r.start()
-		first := r.open(1, 300_000, "")
-		first.record()
-		r.shut()
-		address = copied
-		change(&r.config)
+		first := r.opensWithout(&address, change)
 		r.start()
 		first.takenBackBefore(r.nextRenter(2), calls())
 	})
@@ -268,19 +285,24 @@ func TestRestoreBesideARunningGateway(t *testing.T) {
 	a.kill(line)
 	first.rig = b
 	fails(true)
+	name := "forgotten " + first.lease.LeaseID.Hex() // a third gateway is about to take it back
+	if ok, err := b.provider.store.Locks.Try(t.Context(), name, "third", time.Minute); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
 	first.forget()
+	b.refusesLease(6)
+	if err := b.provider.store.Locks.Drop(t.Context(), name, "third"); err != nil {
+		t.Fatal(err)
+	}
 	for salt := range byte(2) {
 		b.refusesLease(salt + 2)
-		if has := b.balance(b.payer.Address()); has != 1_000_000 {
-			t.Errorf("who was refused a GPU has %d left of what it had", has)
-		}
 	}
 	fails(false)
-	first.takenBackBefore(b.nextRenterAtLast(4), calls())
+	first.takenBackBefore(b.nextRenterAtLast(7), calls())
 }
 
-// TestAllocatorThatAdoptsNothing: an allocator that cannot be told of a forgotten lease gives its GPU to the next: that one is refused, until
-// it was taken back.
+// TestAllocatorThatAdoptsNothing: an allocator that cannot be told of a forgotten lease gives its GPU to the next: that one is refused, before
+// its deposit moves, and also as it begins, until the GPU was taken back.
 func TestAllocatorThatAdoptsNothing(t *testing.T) {
 	fresh, calls, fails := handing(t)
 	r := newRig(t, quiet, func(c *Config) { c.Allocator = struct{ gpu.Allocator }{fresh()}; c.Commands.Timeout = time.Second })
@@ -292,7 +314,14 @@ func TestAllocatorThatAdoptsNothing(t *testing.T) {
 	r.config.Allocator = struct{ gpu.Allocator }{fresh()}
 	r.start()
 	r.refusesLease(2)
+	begins, placer := gpu.Request{LeaseID: randomHash(), GPUs: 1}, r.provider.leases.Deps.Placer
+	if a, _, err := placer.Place(t.Context(), placement.Request{Request: begins}); !errors.Is(err, gpu.ErrNoCapacity) {
+		t.Errorf("a lease begins on %v: %v", a.Devices, err)
+	}
 	fails(false)
+	if err := placer.Release(t.Context(), gpu.Allocation{LeaseID: begins.LeaseID}); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "the GPU to be taken back", func() bool {
 		return strings.Count(calls(), "release "+first.lease.Devices[0]+" "+first.lease.LeaseID.Hex()) > 2
 	})
@@ -320,7 +349,8 @@ func TestForgottenLeasesAreTakenBackTogether(t *testing.T) {
 	}
 }
 
-// TestLaterLeaseKeepsItsGPU: who takes back what a lease had, and comes when the next one has got it, leaves it alone.
+// TestLaterLeaseKeepsItsGPU: who takes back what a lease had, and comes when the next one has got it, leaves it alone, also where it could not
+// be written down that it was taken back before.
 func TestLaterLeaseKeepsItsGPU(t *testing.T) {
 	fresh, calls, _ := handing(t)
 	r := newRig(t, quiet, func(c *Config) { c.Allocator = fresh() })
@@ -328,6 +358,10 @@ func TestLaterLeaseKeepsItsGPU(t *testing.T) {
 	had := r.provider.leases.Running(first.terms.ID()).Allocation
 	first.release()
 	r.nextRenter(2).record()
+	name, err := r.provider.store.Secrets.Get(t.Context(), "database")
+	if err := errors.Join(err, r.provider.leases.Deps.Marks.Hand(t.Context(), hex.EncodeToString(name), had.LeaseID, had.Devices, false)); err != nil {
+		t.Fatal(err)
+	}
 	before := calls()
 	if err := placement.Reclaim(t.Context(), r.provider.leases.Deps.Placer, had); !errors.Is(err, inventory.ErrTaken) || calls() != before {
 		t.Errorf("%v, after\n%s", err, calls())

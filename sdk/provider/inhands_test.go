@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gpupay/gpupay/internal/testclock"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 )
 
@@ -22,9 +24,17 @@ func lose(t *testing.T, path string) {
 
 // handing is a host of one GPU whose commands are written down.
 func handing(t *testing.T) (fresh func() *gpu.HostAllocator, calls func() string, fails func(bool)) {
+	return handingOf(t, testclock.GPUs(1))
+}
+
+// handingOf is handing of a host that has a source's GPUs.
+func handingOf(t *testing.T, source metering.Source) (fresh func() *gpu.HostAllocator, calls func() string, fails func(bool)) {
 	command, calls := script(t, `[ "$1" != release ] || [ ! -e $0.fails ]`)
 	fresh = func() *gpu.HostAllocator {
-		host := hostGPUs(t, 1)
+		host, err := gpu.NewHostAllocator(t.Context(), source)
+		if err != nil {
+			t.Fatal(err)
+		}
 		host.AllocateCommand, host.SuspendCommand, host.ReleaseCommand = append(command, "allocate"), append(command[:1:1], "suspend"), append(command[:1:1], "release")
 		return host
 	}

@@ -20,8 +20,12 @@ func (t *tab) forget() {
 // forgetBehind is forget of a server that knows something else instead.
 func (t *tab) forgetBehind(knows func(*sqlx.Tx) error) {
 	t.Helper()
-	id := t.lease.LeaseID.Hex()
-	err := t.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+	forgetLease(t.T, t.provider, t.lease.LeaseID.Hex(), knows)
+}
+
+func forgetLease(t *testing.T, p *Server, id string, knows func(*sqlx.Tx) error) {
+	t.Helper()
+	err := p.db.Update(t.Context(), func(tx *sqlx.Tx) error {
 		var held string // its gateway, which meters on, writes no record in between
 		if err := tx.Get(&held, `SELECT id FROM leases WHERE id = $1 FOR UPDATE`, id); err != nil {
 			return err

@@ -20,6 +20,9 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// Forgotten are the devices of leases that the database has lost, and which of them are of leases that the allocator could not be told of.
+type Forgotten func(context.Context) (devices, untold []string, err error)
+
 // Class counts the GPUs of one class.
 type Class struct {
 	ID        string        // empty where there are none
@@ -27,7 +30,7 @@ type Class struct {
 	Allocator gpu.Allocator
 	Offered   *inventory.Offered
 	Offer     func(class string) (wire.SignedOffer, error)
-	Forgotten func(context.Context) ([]string, error) // devices of leases that the database has lost
+	Forgotten Forgotten
 	Log       *slog.Logger
 }
 
@@ -61,15 +64,17 @@ func (c *Class) Left(ctx context.Context, others []cluster.Kept) (int, error) {
 	if c.Nodes != nil {
 		return c.Nodes.FreeBeside(cluster.Beside(others, nil), c.has), nil
 	}
-	host, known := c.Allocator.(inventory.Keeper)
-	if !known {
-		return c.beside(cluster.Beside(others, nil))
-	}
-	lost, err := c.lost(ctx)
+	lost, untold, err := c.lost(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if len(others) == 0 && len(lost) == 0 {
+	host, known := c.Allocator.(inventory.Keeper)
+	switch {
+	case !known && len(untold) > 0: // it might hand out one of them, when a deposit was sent for another
+		return 0, nil
+	case !known:
+		return c.beside(cluster.Beside(others, nil))
+	case len(others) == 0 && len(lost) == 0:
 		return c.beside(nil)
 	}
 	for { // until no lease began or ended in between: one that did would count twice, or not at all
@@ -81,20 +86,21 @@ func (c *Class) Left(ctx context.Context, others []cluster.Kept) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		left -= len(inventory.Without(lost, slices.Collect(maps.Keys(held)))) // such as a table that has no lease to name with them
+		left -= host.Inventory().Free(lost) // such as while another gateway begins to take them back
 		if now, err := host.Inventory().Book().Held(ctx); err != nil || maps.Equal(now, held) {
 			return left, err
 		}
 	}
 }
 
-// lost are devices of the class that leases have which the database has lost.
-func (c *Class) lost(ctx context.Context) ([]string, error) {
-	lost, err := c.Forgotten(ctx)
-	if c.ID == "" || len(lost) == 0 {
-		return lost, err
+// lost are the devices of the class that are Forgotten.
+func (c *Class) lost(ctx context.Context) (lost, untold []string, err error) {
+	lost, untold, err = c.Forgotten(ctx)
+	if len(lost) == 0 {
+		return nil, nil, err
 	}
-	return inventory.Without(lost, inventory.Without(lost, inventory.Names(c.Offered.Of(c.ID)))), err
+	offered := inventory.Names(c.Offered.Of(c.ID))
+	return inventory.Both(lost, offered), inventory.Both(untold, offered), err
 }
 
 func (c *Class) beside(others []int) (int, error) {

@@ -43,21 +43,39 @@ func held(ctx context.Context, db sqlx.ExtContext) (map[string]common.Hash, erro
 	return m, err
 }
 
-// Reserve gives a lease the devices that choose picks of those that are not held. One gateway chooses at a time.
+// Reserve gives a lease the devices that choose picks of those that are not held. One gateway chooses at a time. A lease that has no row,
+// as the database has forgotten it, has them until it is freed, or is not told of again for forgottenFor.
 func (d Devices) Reserve(ctx context.Context, lease common.Hash, choose func(held map[string]common.Hash) ([]string, error)) ([]string, error) {
 	return d.choose(ctx, lease, choose, func(tx *sqlx.Tx, device string) error {
+		var known bool
+		if err := tx.GetContext(ctx, &known, tx.Rebind(`SELECT EXISTS (SELECT 1 FROM leases WHERE id = ?)`), lease.Hex()); err != nil {
+			return err
+		}
+		if !known { // lease_devices names leases that there are
+			return pin(ctx, tx, "forgotten "+lease.Hex()+" "+device, device, lease, forgottenFor)
+		}
 		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO lease_devices (device, lease) VALUES (?, ?) ON CONFLICT (device) DO NOTHING`), device, lease.Hex())
 		return err
 	})
 }
 
+// forgottenFor is how long a forgotten lease has its devices after a gateway of their host said so. They do so each half minute, and each
+// time that somebody wants a GPU, but for as long as a command runs that takes them back.
+const forgottenFor = 10 * time.Minute
+
 // Keep reserves devices for a lease that has no row yet, for as long as ttl.
 func (d Devices) Keep(ctx context.Context, lease common.Hash, devices []string, route inventory.Route, ttl time.Duration) error {
 	_, err := d.choose(ctx, lease, inventory.These(devices, route), func(tx *sqlx.Tx, device string) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires, ttl) VALUES (?, ?, ?, 1, `+database.ServerNow+` + ?, ?)`),
-			rand.Text(), pinnedPool+device, lease.Hex(), ttl.Milliseconds(), ttl.Milliseconds())
-		return err
+		return pin(ctx, tx, rand.Text(), device, lease, ttl)
 	})
+	return err
+}
+
+// pin reserves one device for a lease that has no row, once more where the reservation is there.
+func pin(ctx context.Context, tx *sqlx.Tx, id, device string, lease common.Hash, ttl time.Duration) error {
+	_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO reservations (id, pool, channel, gpus, expires, ttl) VALUES (?, ?, ?, 1, `+database.ServerNow+` + ?, ?)
+		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, ttl = excluded.ttl`),
+		id, pinnedPool+device, lease.Hex(), ttl.Milliseconds(), ttl.Milliseconds())
 	return err
 }
 

@@ -411,14 +411,16 @@ func (h *Manager) meter(devices []string, but common.Hash) (string, *Lease) {
 	return "", nil
 }
 
-// CheckFree is ErrNoCapacity where a lease that runs here and is not the route's has one of the devices, whatever the allocator knows.
-func (h *Manager) CheckFree(devices []string, route inventory.Route) error {
+// CheckFree is ErrNoCapacity where a lease that runs here and is not the route's has one of the devices, whatever the allocator knows, or
+// one that the database has forgotten.
+func (h *Manager) CheckFree(ctx context.Context, devices []string, route inventory.Route) error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if device, other := h.meter(devices, common.Hash{}); other != nil && !route(other.ID) {
+	device, other := h.meter(devices, common.Hash{})
+	h.mu.Unlock()
+	if other != nil && !route(other.ID) {
 		return fmt.Errorf("%w: device %s: %w %s", gpu.ErrNoCapacity, device, ErrMetered, other.ID)
 	}
-	return nil
+	return h.Forgotten.Vacant(ctx, devices)
 }
 
 // Drop makes room for another lease on the channel.

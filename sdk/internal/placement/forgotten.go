@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -76,23 +77,43 @@ func (h hands) letAgain(ctx context.Context, a gpu.Allocation) (bool, error) {
 
 // Reclaim takes back the devices of a lease that the database has forgotten, which are in no other lease before they are back. That the
 // database has them in another one, as it is from a backup, says nothing: that one had given them back before this one got them. It is
-// inventory.ErrTaken, and nothing is done, where the other one got them later.
+// inventory.ErrTaken, and nothing is done, where the other one got them later, or somebody took them back before.
 func Reclaim(ctx context.Context, p Placer, a gpu.Allocation) error {
-	err := p.Adopt(ctx, a)
-	if errors.Is(err, inventory.ErrTaken) {
+	return reclaim(ctx, p, a, p.Adopt(ctx, a))
+}
+
+// reclaim is Reclaim of a lease by what the allocator said of it.
+func reclaim(ctx context.Context, p Placer, a gpu.Allocation, adopted error) error {
+	if errors.Is(adopted, inventory.ErrTaken) {
 		h, ok := handsOf(p)
 		if !ok {
-			return err
+			return adopted
 		}
-		later, failed := h.letAgain(ctx, a)
-		if failed == nil && later {
-			failed = h.marks.TakenBack(ctx, a.LeaseID)
-		}
-		if failed != nil || later {
-			return errors.Join(err, failed)
+		if over, err := h.over(ctx, a); over || err != nil {
+			return errors.Join(adopted, err)
 		}
 	}
-	return p.Release(ctx, a)
+	err := p.Release(ctx, a)
+	f, shared := p.(fenced)
+	if err != nil || !shared {
+		return err
+	}
+	// The gateway that ran the lease may be cut off from the database: it does nothing to what is the next renter's.
+	return f.marks.SetTerm(context.WithoutCancel(ctx), a.LeaseID, math.MaxInt64)
+}
+
+// over reports whether the devices of a forgotten lease, which are in another one, were taken back from it: who did that has let them since,
+// or is about to.
+func (h hands) over(ctx context.Context, a gpu.Allocation) (bool, error) {
+	handed, err := h.marks.Handed(ctx, a.LeaseID)
+	if err != nil || !handed {
+		return true, err
+	}
+	later, err := h.letAgain(ctx, a)
+	if err == nil && later {
+		err = h.marks.TakenBack(ctx, a.LeaseID)
+	}
+	return later, err
 }
 
 // Forgotten are leases that have devices of this host, and that the database does not know any more: it was lost, or restored from
@@ -108,6 +129,8 @@ type Forgotten struct {
 	Log     *slog.Logger
 
 	Pace rate.Sometimes // of Before
+
+	told sync.Map // leases of which the allocator knows
 }
 
 // TakeBack takes their devices back, all at once: one whose command hangs holds up no other. Where that fails they go into no other lease,
@@ -119,7 +142,10 @@ func (f *Forgotten) TakeBack(ctx context.Context) error {
 		if f.Tenure != nil {
 			defer context.AfterFunc(f.Tenure(), cancel)()
 		}
-		err := Reclaim(call, f.Placer, a)
+		err := reclaim(call, f.Placer, a, f.tell(call, a))
+		if err == nil {
+			f.told.Delete(a.LeaseID)
+		}
 		f.Log.Error("the database has forgotten a lease, as where it was lost or is from a backup: its devices are taken back", "lease", a.LeaseID, "devices", a.Devices, "error", err)
 		return nil
 	})
@@ -130,7 +156,7 @@ func (f *Forgotten) TakeBack(ctx context.Context) error {
 // which who wants a lease waits for a while.
 func (f *Forgotten) Before(ctx context.Context) error {
 	found, err := f.each(ctx, func(a gpu.Allocation) error {
-		_ = f.Placer.Adopt(ctx, a) // the allocator chooses no device of it from now on; where it does: see refuse
+		_ = f.tell(ctx, a) // where it does not know of it: see Devices
 		return nil
 	})
 	if err != nil || !found {
@@ -155,13 +181,40 @@ func (f *Forgotten) Before(ctx context.Context) error {
 	return nil
 }
 
-// Devices are those of the forgotten leases: where the allocator's book does not name them they are not free all the same.
-func (f *Forgotten) Devices(ctx context.Context) (devices []string, err error) {
-	_, all, err := f.all(ctx)
-	for _, in := range all {
-		devices = append(devices, in.Devices...)
+// tell has the allocator know of a lease: it chooses no device of it from now on.
+func (f *Forgotten) tell(ctx context.Context, a gpu.Allocation) error {
+	err := f.Placer.Adopt(ctx, a)
+	if err == nil || errors.Is(err, inventory.ErrTaken) {
+		f.told.Store(a.LeaseID, true)
 	}
-	return devices, err
+	return err
+}
+
+// Devices are those of the forgotten leases: where the allocator's book does not name them they are not free all the same. An allocator
+// that does not know of their leases may choose those that are untold.
+func (f *Forgotten) Devices(ctx context.Context) (devices, untold []string, err error) {
+	_, all, err := f.all(ctx)
+	for id, in := range all {
+		devices = append(devices, in.Devices...)
+		if _, told := f.told.Load(id); !told {
+			untold = append(untold, in.Devices...)
+		}
+	}
+	return devices, untold, err
+}
+
+// Vacant is gpu.ErrNoCapacity where a forgotten lease has one of some devices still, as it could not be taken back.
+func (f *Forgotten) Vacant(ctx context.Context, devices []string) error {
+	if err := f.Before(ctx); err != nil {
+		return err
+	}
+	_, all, err := f.all(ctx)
+	for id, in := range all {
+		if in.Has(devices) {
+			return fmt.Errorf("%w: lease %s, which the database has forgotten, has one of devices %v until it is taken back", gpu.ErrNoCapacity, id, devices)
+		}
+	}
+	return err
 }
 
 func (f *Forgotten) all(ctx context.Context) (hands, map[common.Hash]highwater.InHand, error) {

@@ -260,14 +260,17 @@ func (f fenced) enter(ctx context.Context, a gpu.Allocation, late time.Time) err
 }
 
 // older is asked where the file has a later term than a command: it is leasestore.ErrNotOwner, unless the database says that it is from before the
-// file, as after a restore, or has forgotten the lease, whose devices are to be taken back.
+// file, as after a restore, or has forgotten the lease and its devices are still to be taken back.
 func (f fenced) older(ctx context.Context, a gpu.Allocation) error {
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
 	term, err := f.leases.Term(ask, a.LeaseID)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return nil
+		if handed, failed := f.marks.Handed(ask, a.LeaseID); failed != nil || handed {
+			return nil
+		}
+		fallthrough // they were taken back
 	case err != nil || term != a.Term:
 		return fmt.Errorf("lease %s, term %d: %w", a.LeaseID, a.Term, errors.Join(leasestore.ErrNotOwner, highwater.ErrNewerTerm))
 	}

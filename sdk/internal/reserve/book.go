@@ -22,7 +22,7 @@ import (
 
 // Book has the reservations of this gateway. Those of gateways that share a database are in its rows, too, where all see them.
 type Book struct {
-	// Before is waited for before room is counted for a lease. nil: nothing is.
+	// Before is waited for before room is counted for a lease: the same request asks more than once. nil: nothing is.
 	Before func(context.Context) error
 	// Left is how many devices are free beside what the others keep.
 	Left   func(ctx context.Context, others []cluster.Kept) (int, error)
@@ -144,10 +144,8 @@ func (b *Book) Taken(id common.Hash) {
 // Reserve keeps GPUs for a channel until its lease has them. Of them back are
 // about to come back from its own lease.
 func (b *Book) Reserve(ctx context.Context, id common.Hash, gpus, back int) (*Reservation, error) {
-	if b.Before != nil {
-		if err := b.Before(ctx); err != nil {
-			return nil, err
-		}
+	if err := b.before(ctx); err != nil {
+		return nil, err
 	}
 	fits := func(others []cluster.Kept) error { return b.roomBeside(ctx, others, gpus, back) }
 	s, err := b.add(id, max(gpus-back, 0), fits)
@@ -197,11 +195,21 @@ func (b *Book) Others(ctx context.Context, id common.Hash) ([]cluster.Kept, erro
 // Room refuses more devices than are free and not kept for others, those that are
 // about to come back included.
 func (b *Book) Room(ctx context.Context, id common.Hash, gpus, back int) error {
+	if err := b.before(ctx); err != nil {
+		return err
+	}
 	others, err := b.Others(ctx, id)
 	if err != nil {
 		return err
 	}
 	return b.roomBeside(ctx, others, gpus, back)
+}
+
+func (b *Book) before(ctx context.Context) error {
+	if b.Before == nil {
+		return nil
+	}
+	return b.Before(ctx)
 }
 
 func (b *Book) roomBeside(ctx context.Context, others []cluster.Kept, gpus, back int) error {

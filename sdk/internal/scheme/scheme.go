@@ -46,7 +46,7 @@ type Leases interface {
 	NextStream(ctx context.Context, l *lease.Lease) (number uint64, err error)
 	Paid(s channel.State) // tells the channel's lease, or what is known of its payer
 	EndLease(ctx context.Context, channelID common.Hash, row *leasestore.Row, reason string) error
-	CheckFree(devices []string, route inventory.Route) error // refuses devices that are in a lease which is not the route's, or cannot be metered
+	CheckFree(ctx context.Context, devices []string, route inventory.Route) error // refuses devices that are in a lease which is not the route's, or cannot be metered
 
 	Begin() bool // registers work that the provider's Close waits for until it is Done
 	Done()

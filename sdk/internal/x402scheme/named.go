@@ -58,7 +58,7 @@ func (d *metered) vacant(ctx context.Context, id common.Hash, m *meteredRoute) e
 		_, err = inventory.These(m.Devices, m.leases)(held)
 	}
 	if err == nil {
-		err = d.Leases.CheckFree(m.Devices, m.leases)
+		err = d.Leases.CheckFree(ctx, m.Devices, m.leases)
 	}
 	if n := d.rented(inventory.Unheld(held, m.Devices)); err == nil && n > 0 {
 		err = d.GPUs.Room(ctx, m.Class, id, n, 0)
@@ -85,7 +85,7 @@ func (d *metered) keepDevices(ctx context.Context, r *Request) error {
 	d.Named.turn.Lock()
 	defer d.Named.turn.Unlock()
 	m, lease := r.metered, reserve.NewLease()
-	if err := d.Leases.CheckFree(m.Devices, m.leases); err != nil {
+	if err := d.Leases.CheckFree(ctx, m.Devices, m.leases); err != nil {
 		return err
 	}
 	held, err := d.Devices().Held(ctx)
