@@ -67,19 +67,30 @@ func openPostgres(ctx context.Context, address string) (*DB, error) {
 	if config.Database == "" {
 		return nil, errors.New("store: the address names no database: postgres://user@host/database")
 	}
-	where := fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database)
-	if schema := config.RuntimeParams["search_path"]; schema != "" {
-		where += "?search_path=" + schema
-	}
-	db := newShared(where, postgres)
+	db := newShared(fmt.Sprintf("%s:%d/%s", config.Host, config.Port, config.Database), postgres)
 	db.writer = pool(config, writers, patience, nil)
 	db.grouper = pool(config, 1, patience, nil)
 	db.reader = pool(config, readers, patience, map[string]string{"default_transaction_read_only": "on"})
-	if err := db.checkServer(ctx); err != nil {
+	schema, err := db.checkServer(ctx)
+	if err != nil {
 		return nil, errors.Join(err, db.writer.Close(), db.grouper.Close(), db.reader.Close())
 	}
+	db.locate(schema, config.RuntimeParams["search_path"])
 	go db.loop()
 	return db, nil
+}
+
+// locate has the path name the schema that is written. Its address does not say which one
+// that is: it may have several, those of its user ("$user") or none, and the server's options or
+// a setting of the user name another.
+func (db *DB) locate(schema, asked string) {
+	address := db.path
+	if schema != "public" {
+		db.path += "?search_path=" + schema
+	}
+	if was := address + "?search_path=" + asked; asked != "" && was != db.path && !strings.Contains(asked, "$user") {
+		db.was = was
+	}
 }
 
 // settings are what the promises of this package rest on, whatever the server's own
@@ -198,22 +209,24 @@ func configure(ctx context.Context, conn *pgx.Conn, want map[string]string) erro
 	return nil
 }
 
-// checkServer refuses a server that cannot do what durability rests on.
-func (db *shared) checkServer(ctx context.Context) error {
+// checkServer refuses a server that cannot do what durability rests on, and says which
+// schema is written.
+func (db *shared) checkServer(ctx context.Context) (schema string, err error) {
 	var s struct {
 		Fsync   string `db:"fsync"`
 		Version int    `db:"version"`
+		Schema  string `db:"schema"`
 	}
-	err := db.writer.GetContext(ctx, &s, `SELECT current_setting('fsync') AS fsync, current_setting('server_version_num')::int AS version`)
+	err = db.writer.GetContext(ctx, &s, `SELECT current_setting('fsync') AS fsync, current_setting('server_version_num')::int AS version, COALESCE(current_schema(), '') AS schema`)
 	switch {
 	case err != nil:
-		return db.explain(err)
+		return "", db.explain(err)
 	case s.Fsync != "on":
-		return fmt.Errorf("store %s: the server has fsync %s: a power cut would lose vouchers: set fsync = on", db.path, s.Fsync)
+		return "", fmt.Errorf("store %s: the server has fsync %s: a power cut would lose vouchers: set fsync = on", db.path, s.Fsync)
 	case s.Version < 120000:
-		return fmt.Errorf("store %s: the server is PostgreSQL %d, this needs 12 or newer", db.path, s.Version/10000)
+		return "", fmt.Errorf("store %s: the server is PostgreSQL %d, this needs 12 or newer", db.path, s.Version/10000)
 	}
-	return nil
+	return s.Schema, nil
 }
 
 // alone runs fn in a transaction of its own, again where another transaction

@@ -61,6 +61,7 @@ type DB struct {
 // shared is what a DB and those with a guard have in common.
 type shared struct {
 	path    string // the file, or where the server is
+	was     string // PostgreSQL: see Formerly
 	dialect dialect
 	writer  *sqlx.DB // SQLite: one connection, used by the commit loop only
 	reader  *sqlx.DB
@@ -279,8 +280,13 @@ func (db *DB) Close() error {
 	return err
 }
 
-// Path is the file, or where the server is, without a password.
+// Path is the file, or where the server is, without a password: with the schema that is
+// written, where that is not the public one.
 func (db *DB) Path() string { return db.path }
+
+// Formerly is what Path was before it named the schema; empty where it is the same, or
+// where several schemas of one database had that path.
+func (db *DB) Formerly() string { return db.was }
 
 // View returns the database for reading. What it reads is committed. Writes
 // through it fail.

@@ -22,16 +22,18 @@ func (i InHand) Has(devices []string) bool {
 }
 
 // Own says where a database is now, by its name, which is drawn once and which a restore does not change. A database with a new name takes
-// over what was handed out from the one that was at its address: that was lost, or is from a program that knew the address alone.
-func (m *Marks) Own(ctx context.Context, database, address string) error {
+// over what was handed out from the one that was at its address: that was lost, or is from a program that knew the address alone. Before
+// is how an older program wrote the address of this database alone; empty: as it is now, or it wrote those of several so.
+func (m *Marks) Own(ctx context.Context, database, address, before string) error {
 	err := m.db.Update(ctx, func(tx *sqlx.Tx) error {
 		var known bool
 		err := tx.Get(&known, `SELECT EXISTS (SELECT 1 FROM databases WHERE name = ?)`, database)
 		if err == nil && !known {
-			_, err = tx.Exec(`UPDATE OR REPLACE in_hands SET database = ? WHERE database = ? OR database IN (SELECT name FROM databases WHERE address = ?)`, database, address, address)
+			_, err = tx.Exec(`UPDATE OR REPLACE in_hands SET database = ? WHERE database IN (?, ?) OR database IN (SELECT name FROM databases WHERE address IN (?, ?))`,
+				database, address, before, address, before)
 		}
 		if err == nil { // who is there no more would take over as new where it comes back
-			_, err = tx.Exec(`DELETE FROM databases WHERE address = ?`, address)
+			_, err = tx.Exec(`DELETE FROM databases WHERE address IN (?, ?)`, address, before)
 		}
 		if err == nil {
 			_, err = tx.Exec(`INSERT INTO databases (name, address) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET address = excluded.address`, database, address)

@@ -9,7 +9,7 @@ import (
 )
 
 // TestOwn: what was handed out is a database's wherever it is put, and of one that is new what was handed out from the address of the one
-// that it replaces. Two that run beside each other have each its own.
+// that it replaces, also where an older program wrote that address otherwise. Two that run beside each other have each its own.
 func TestOwn(t *testing.T) {
 	m, err := Open(t.Context(), filepath.Join(t.TempDir(), "signed"))
 	if err != nil {
@@ -21,9 +21,10 @@ func TestOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	before := map[string]string{"server, schema one": "server, schemas one and two"}
 	own := func(database, address string, leases ...byte) {
 		t.Helper()
-		if err := m.Own(t.Context(), database, address); err != nil {
+		if err := m.Own(t.Context(), database, address, before[address]); err != nil {
 			t.Fatal(err)
 		}
 		has, err := m.InHands(t.Context(), database)
@@ -50,6 +51,14 @@ func TestOwn(t *testing.T) {
 	hand("fresh", 4)
 	own("one", "there", 1, 2, 4) // it was found again
 	own("other", "here", 3)
+	hand(before["server, schema one"], 5) // by a program that knew the address alone
+	own("older", before["server, schema one"], 5)
+	hand("older", 6)
+	own("older", "server, schema one", 5, 6)
+	own("older", before["server, schema one"], 5, 6) // with the older program once more
+	own("newer", "server, schema one", 5, 6)         // the older one was lost
+	own("older", "server, schema one", 5, 6)         // it was found again
+	own("newer", "server, schema two")
 }
 
 // TestPlaced: of two leases it is known which one got its devices later, unless it is not.

@@ -95,11 +95,11 @@ func Guard(ctx context.Context, p Placer, marks *highwater.Marks, store leasesto
 	}
 	h := hands{l, marks, store.Leases, hex.EncodeToString(name), log}
 	if store.DB.Shared() {
-		return fenced{h}, marks.Own(ctx, h.database, store.DB.Path())
+		return fenced{h}, marks.Own(ctx, h.database, store.DB.Path(), store.DB.Formerly())
 	}
 	path, err := filepath.Abs(address)
 	if err == nil {
-		err = marks.Own(ctx, h.database, path)
+		err = marks.Own(ctx, h.database, path, "")
 	}
 	return h, err
 }
