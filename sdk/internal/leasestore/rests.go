@@ -34,6 +34,20 @@ func (t Rests) now() string {
 	return fileNow
 }
 
+// greatest is the greater one of two expressions.
+func (t Rests) greatest(a, b string) string {
+	if t.db.Shared() {
+		return "GREATEST(" + a + ", " + b + ")"
+	}
+	return "max(" + a + ", " + b + ")"
+}
+
+// left is of how much of its rest a row says that it is still to come, as restRow.rest does.
+func (t Rests) left() string {
+	age := t.greatest("device_rests.ttl - (device_rests.expires - "+t.now()+")", "0")
+	return t.greatest("device_rests.rest - "+age, "0")
+}
+
 type restRow struct {
 	Device  string `db:"device"`
 	Version int64  `db:"version"`
@@ -100,13 +114,14 @@ func (t Rests) Put(ctx context.Context, news []inventory.Rest) (has []inventory.
 	return has, err
 }
 
-// fail writes a failure. Where another process has written what this one did not know, the longer rest stands.
+// fail writes a failure. Where another process has written what this one did not know, the rest stands that ends later: the row is dated
+// now, and what it had of its rest before is over.
 func (t Rests) fail(ctx context.Context, tx *sqlx.Tx, r inventory.Rest) (row restRow, err error) {
 	err = tx.GetContext(ctx, &row, tx.Rebind(`INSERT INTO device_rests (device, version, span, rest, healed, expires, ttl) VALUES (?, `+t.now()+`, ?, ?, -1, `+t.now()+` + ?, ?)
 		ON CONFLICT (device) DO UPDATE SET healed = -1, expires = excluded.expires, ttl = excluded.ttl,
 			version = CASE WHEN device_rests.version < excluded.version THEN excluded.version ELSE device_rests.version + 1 END,
 			span = CASE WHEN device_rests.version = ? OR device_rests.span < excluded.span THEN excluded.span ELSE device_rests.span END,
-			rest = CASE WHEN device_rests.version = ? OR device_rests.rest < excluded.rest THEN excluded.rest ELSE device_rests.rest END
+			rest = CASE WHEN device_rests.version = ? THEN excluded.rest ELSE `+t.greatest("excluded.rest", t.left())+` END
 		RETURNING `+t.columns()),
 		r.Device, r.Span.Milliseconds(), r.Left.Milliseconds(), restKept.Milliseconds(), restKept.Milliseconds(), r.Version, r.Version)
 	return row, err
