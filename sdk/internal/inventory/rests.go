@@ -25,6 +25,8 @@ type RestBook interface {
 	Put(ctx context.Context, news []Rest) (has []Rest, err error)
 	// All are the rests that it has.
 	All(ctx context.Context) ([]Rest, error)
+	// Redate has rests whose age it does not know, as its clock was set back, begin now.
+	Redate(ctx context.Context) error
 }
 
 const (
@@ -100,6 +102,11 @@ func (s *Sharing) pass(ctx context.Context) error {
 	if len(news) > 0 {
 		var err error
 		if written, err = s.Book.Put(ctx, news); err != nil {
+			return err
+		}
+	}
+	if s.Alone {
+		if err := s.Book.Redate(ctx); err != nil {
 			return err
 		}
 	}

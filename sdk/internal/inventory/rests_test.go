@@ -33,6 +33,8 @@ func (p *paper) Put(_ context.Context, news []Rest) ([]Rest, error) {
 	return has, nil
 }
 
+func (p *paper) Redate(context.Context) error { return nil }
+
 func (p *paper) All(context.Context) (all []Rest, err error) {
 	for _, r := range p.rows {
 		all = append(all, r)

@@ -87,6 +87,21 @@ func (t Rests) All(ctx context.Context) ([]inventory.Rest, error) {
 	return all, nil
 }
 
+// Redate gives rests that were written before the clock of the file's host was set back once more what they were written for, from now on:
+// until that clock had caught up each process that starts would take them for new. Those of a server the gateways redate (cluster.Restamp).
+func (t Rests) Redate(ctx context.Context) error {
+	misdated := `expires - ttl > ` + t.now()
+	var any bool // most often there are none, and a write is one of the disk
+	err := t.db.View().GetContext(ctx, &any, `SELECT EXISTS (SELECT 1 FROM device_rests WHERE `+misdated+`)`)
+	if err != nil || !any {
+		return err
+	}
+	return t.db.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE device_rests SET expires = ttl + `+t.now()+` WHERE `+misdated)
+		return err
+	})
+}
+
 // Put writes what a process heard, and deletes what is remembered no more.
 func (t Rests) Put(ctx context.Context, news []inventory.Rest) (has []inventory.Rest, err error) {
 	news = slices.SortedFunc(slices.Values(news), func(a, b inventory.Rest) int { return cmp.Compare(a.Device, b.Device) }) // nobody waits for who waits for him

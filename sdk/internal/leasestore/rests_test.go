@@ -34,9 +34,14 @@ type restGateway struct {
 
 // gatewayWith has a book, and a wall clock that is off.
 func gatewayWith(t *testing.T, book inventory.RestBook, off time.Duration) *restGateway {
+	return process(t, book, off, false)
+}
+
+// process is gatewayWith, or what is alone on a file.
+func process(t *testing.T, book inventory.RestBook, off time.Duration, alone bool) *restGateway {
 	g := &restGateway{T: t, ahead: off}
 	g.Quarantine.SetClock(func() time.Time { return time.Now().Add(g.ahead) })
-	g.Sharing = inventory.Sharing{Book: book, Sick: []*inventory.Quarantine{&g.Quarantine}, Log: slog.New(slog.DiscardHandler)}
+	g.Sharing = inventory.Sharing{Book: book, Sick: []*inventory.Quarantine{&g.Quarantine}, Alone: alone, Log: slog.New(slog.DiscardHandler)}
 	g.Pass(t.Context())
 	return g
 }

@@ -204,3 +204,48 @@ func TestRestsAtRandom(t *testing.T) {
 		})
 	}
 }
+
+// TestStaleRestAfterTheClockWasSetBack: a GPU that rests for an hour each time healed two hours ago. Then the clock of its file's host is set
+// back by a day, as where it boots without the time. The process that starts does not know how long ago that was: it rests once more
+// at most, and at no process that starts later.
+func TestStaleRestAfterTheClockWasSetBack(t *testing.T) {
+	db := openRests(t, filepath.Join(t.TempDir(), "p.db"))
+	book := New(db).Rests
+	a := process(t, book, 0, true)
+	for range 8 { // until it rests for an hour
+		a.Fails(gpuName)
+		a.Pass(t.Context())
+		a.ahead += 61 * time.Minute
+	}
+	a.Fails(gpuName)
+	a.Heals(gpuName)
+	a.Pass(t.Context())
+	a.ahead += 2 * time.Hour
+	ages(t, db, 2*time.Hour)
+	a.lets(true, "two hours later")
+	process(t, book, 0, true).lets(true, "two hours later, in the next process")
+	ages(t, db, -24*time.Hour)
+	a.Pass(t.Context())
+	a.lets(true, "when the clock was set back, in the process that runs")
+	next := process(t, book, 0, true)
+	ages(t, db, 61*time.Minute)
+	next.ahead += 61 * time.Minute
+	next.lets(true, "when the clock was set back, an hour after the next process began")
+	for range 3 {
+		process(t, book, 0, true).lets(true, "when the clock was set back, in processes after that")
+		ages(t, db, time.Minute)
+	}
+	rests := func() (rows int) {
+		if err := db.View().Get(&rows, `SELECT count(*) FROM device_rests`); err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+	ages(t, db, restKept)
+	last := process(t, book, 0, true)
+	last.Fails("GPU-2")
+	last.Pass(t.Context())
+	if rows := rests(); rows != 1 {
+		t.Errorf("a day later there are %d rows, and not the one of another GPU alone", rows)
+	}
+}
