@@ -140,7 +140,18 @@ func (h hands) Adopt(ctx context.Context, a gpu.Allocation) error {
 	return nil
 }
 
+// Release takes devices back, and those also whose names the database does not have, as it is from a backup of when they were being
+// allocated: the command has to be told which they are, or it takes back nothing and the next renter gets them.
 func (h hands) Release(ctx context.Context, a gpu.Allocation) error {
+	if len(a.Devices) == 0 && !ForOneRequest(a) {
+		named, err := h.named(ctx, a)
+		if err != nil {
+			return err
+		}
+		if len(named.Devices) > 0 {
+			return Reclaim(ctx, h, named)
+		}
+	}
 	if err := h.Local.Release(ctx, a); err != nil || ForOneRequest(a) {
 		return err
 	}
@@ -149,6 +160,20 @@ func (h hands) Release(ctx context.Context, a gpu.Allocation) error {
 		h.log.Error("that devices were taken back could not be written down", "lease", a.LeaseID, "error", err)
 	}
 	return nil
+}
+
+// named is a lease with the devices that it has by the file.
+func (h hands) named(ctx context.Context, a gpu.Allocation) (gpu.Allocation, error) {
+	all := make(chan map[common.Hash]highwater.InHand, 1)
+	err := within(ctx, func(ctx context.Context) error {
+		in, err := h.marks.InHands(ctx, h.database)
+		all <- in
+		return err
+	})
+	if err == nil {
+		a.Devices = (<-all)[a.LeaseID].Devices
+	}
+	return a, err
 }
 
 // ErrNotHere is a lease whose devices are on another host.
