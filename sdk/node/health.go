@@ -17,7 +17,7 @@ type health struct {
 	Quarantined []string `json:"quarantined,omitempty"`
 	Leases      int      `json:"leases"`
 	Unmetered   int      `json:"unmeteredLeases"`
-	Held        int      `json:"heldLeases"` // they have ended, and their GPUs could not be taken back yet
+	Held        int      `json:"heldLeases"` // they have ended, or were forgotten, and their GPUs could not be taken back yet
 }
 
 // Health answers 200 while the node can keep records, write down what it signs and list its devices, 503 and

@@ -28,7 +28,7 @@ type health struct {
 	Away            []string          `json:"unreachableNodes,omitempty"`
 	Leases          int               `json:"leases"`
 	Unmetered       int               `json:"unmeteredLeases"`
-	Held            int               `json:"heldLeases"`        // they have ended, and their GPUs could not be taken back yet
+	Held            int               `json:"heldLeases"`        // they have ended, or were forgotten, and their GPUs could not be taken back yet
 	Unwatched       int               `json:"unwatchedChannels"` // with something to settle, on a contract that is not watched
 	OldestUnsettled float64           `json:"oldestUnsettledSeconds"`
 	ChainSeen       *float64          `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks

@@ -17,7 +17,7 @@ type Collector struct {
 
 var (
 	descQuarantined = prometheus.NewDesc("gpupay_quarantined_gpus", "GPUs that are offered and do not work: they go into no new lease.", nil, nil)
-	descHeld        = prometheus.NewDesc("gpupay_held_leases", "Leases that have ended and whose GPUs could not be taken back yet: the release command fails.", nil, nil)
+	descHeld        = prometheus.NewDesc("gpupay_held_leases", "Leases that have ended, or that the database has forgotten, and whose GPUs could not be taken back yet: the release command fails.", nil, nil)
 	descSource      = prometheus.NewDesc("gpupay_source_up", "1 while the metering source lists its GPUs.", nil, nil)
 	descRestart     = prometheus.NewDesc("gpupay_restart_wanted", "1 while nothing can be metered before the program is restarted.", nil, nil)
 )

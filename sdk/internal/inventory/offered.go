@@ -54,13 +54,13 @@ func Names(devices []metering.Device) []string {
 // GPUs is which of the offered GPUs do not work, and why none does.
 type GPUs struct {
 	Quarantined []string
-	Held        int // ended leases whose GPUs could not be taken back yet
+	Held        int // ended leases, and those that the database has forgotten, whose GPUs could not be taken back yet
 	Err         error
 }
 
 // Degraded says so in words, with how many leases cannot be metered.
 func (g GPUs) Degraded(unmetered int) string {
-	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended and whose GPUs could not be taken back", len(g.Quarantined), unmetered, g.Held)
+	return fmt.Sprintf("degraded: %d GPUs in quarantine, %d leases that cannot be metered, %d that have ended, or were forgotten, and whose GPUs could not be taken back", len(g.Quarantined), unmetered, g.Held)
 }
 
 // Restart reports whether nothing can be metered before the program is restarted.

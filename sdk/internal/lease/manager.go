@@ -544,9 +544,10 @@ func (m Metrics) recorded(rec metering.SignedRecord) {
 func (h *Manager) GPUs(ctx context.Context) inventory.GPUs {
 	gpus := h.Offered.Look(ctx, h.Deps.Source)
 	held, err := h.heldHere(ctx)
-	if err != nil {
+	forgotten, failed := h.Forgotten.StillHave(ctx)
+	if err = errors.Join(err, failed); err != nil {
 		gpus.Err = errors.Join(gpus.Err, fmt.Errorf("leases whose GPUs could not be taken back: %w", err))
 	}
-	gpus.Held = len(held)
+	gpus.Held = len(held) + forgotten
 	return gpus
 }
