@@ -18,8 +18,8 @@ import (
 )
 
 // TestTermsOfADatabaseFromBefore: a command of an older term than the file of this host has is run where the database says that this is
-// the lease's term, as after a restore, and where it has forgotten the lease; and refused where the database does not answer. A
-// file that cannot be written holds up no command.
+// the lease's term, as after a restore, and where it has forgotten a lease whose renter still has its GPUs; and refused where the database
+// does not answer. A file that cannot be written holds up no command.
 func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	address, line := through(t, pgtest.URL(t))
 	host := newHostOf(t, 2, "")
@@ -68,8 +68,15 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	}
 	gone := gpu.Allocation{LeaseID: common.Hash{9}, Devices: a.Devices, Term: 1}
 	raise(gone.LeaseID, 2)
-	if err := r.provider.leases.Deps.Placer.Suspend(t.Context(), gone); err != nil {
-		t.Errorf("the database has forgotten the lease: %v", err)
+	placer := r.provider.leases.Deps.Placer
+	if err := placer.Suspend(t.Context(), gone); !errors.Is(err, leasestore.ErrNotOwner) {
+		t.Errorf("the database has forgotten the lease, whose GPUs were taken back: %v", err)
+	}
+	if err := marks.Hand(t.Context(), "", gone.LeaseID, gone.Devices, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := placer.Suspend(t.Context(), gone); err != nil {
+		t.Errorf("the database has forgotten the lease, whose renter has its GPUs: %v", err)
 	}
 
 	db, err := sqlx.Open("sqlite3", "file:"+r.config.Records.HighWater+"?_txlock=immediate&_busy_timeout=5000")
