@@ -203,6 +203,12 @@ func (f *Forgotten) Devices(ctx context.Context) (devices, untold []string, err 
 	return devices, untold, err
 }
 
+// StillHave is how many forgotten leases still have their devices, as what takes them back fails: they are lost to the operator meanwhile.
+func (f *Forgotten) StillHave(ctx context.Context) (int, error) {
+	_, all, err := f.all(ctx)
+	return len(all), err
+}
+
 // Vacant is gpu.ErrNoCapacity where a forgotten lease has one of some devices still, as it could not be taken back.
 func (f *Forgotten) Vacant(ctx context.Context, devices []string) error {
 	if err := f.Before(ctx); err != nil {
