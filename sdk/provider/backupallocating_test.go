@@ -13,8 +13,15 @@ import (
 )
 
 // TestBackupOfAnAllocation: a backup is from when a lease was being allocated. Its renter has had the GPU since. When it is restored the GPU is
-// taken back by its name before the next renter gets it, and where that fails it goes to nobody, also after another restart.
+// taken back by its name before the next renter gets it, and where that fails it goes to nobody, also after another restart. So it is where
+// a gateway of another host, which knows of no GPU of it, has ended the lease before this one started.
 func TestBackupOfAnAllocation(t *testing.T) {
+	for _, state := range []string{"allocating", "ended"} {
+		t.Run(state, func(t *testing.T) { backupOfAnAllocation(t, state) })
+	}
+}
+
+func backupOfAnAllocation(t *testing.T, state string) {
 	fresh, calls, fails := handing(t)
 	change := func(c *Config) {
 		generousCredit(c)
@@ -30,7 +37,7 @@ func TestBackupOfAnAllocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = db.Update(t.Context(), func(tx *sqlx.Tx) (err error) {
-		for _, what := range []string{`UPDATE leases SET state = 'allocating', allocation = '{}', sequence = 0, pending = '' WHERE id = ?`, `DELETE FROM records WHERE lease = ?`} {
+		for _, what := range []string{`UPDATE leases SET state = '` + state + `', held = 0, allocation = '{}', sequence = 0, pending = '' WHERE id = ?`, `DELETE FROM records WHERE lease = ?`} {
 			_, failed := tx.Exec(what, id)
 			err = errors.Join(err, failed)
 		}
@@ -56,7 +63,7 @@ func TestBackupOfAnAllocation(t *testing.T) {
 	r.start()
 	second := r.nextRenter(3)
 	taken, given := "release "+first.lease.Devices[0]+" "+id, "allocate "+first.lease.Devices[0]+" "+second.lease.LeaseID.Hex()
-	if got := calls(); strings.Count(got, taken) != 3 || !strings.Contains(got[strings.LastIndex(got, taken):], given) {
-		t.Errorf("the GPU is not taken back by its name three times, and given to the next renter then:\n%s", got)
+	if got := calls(); strings.Count(got, taken) < 3 || !strings.Contains(got[strings.LastIndex(got, taken):], given) {
+		t.Errorf("the GPU is not taken back by its name at each start, and given to the next renter then:\n%s", got)
 	}
 }

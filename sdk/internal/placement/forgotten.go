@@ -33,7 +33,8 @@ func handsOf(p Placer) (hands, bool) {
 	return hands{}, false
 }
 
-// forgotten are the leases that have devices of this host, and that the database does not know: of those that are asked for.
+// forgotten are the leases that have devices of this host, and that the database does not know, or knows to have ended without any: of those
+// that are asked for.
 func (h hands) forgotten(ctx context.Context, asked func(common.Hash, highwater.InHand) bool) (map[common.Hash]highwater.InHand, error) {
 	all, err := h.marks.InHands(ctx, h.database)
 	if err != nil {
@@ -45,11 +46,29 @@ func (h hands) forgotten(ctx context.Context, asked func(common.Hash, highwater.
 		return nil, err
 	}
 	for id, row := range known {
-		if delete(all, id); row.State == wire.StateEnded && row.Held == 0 {
-			err = errors.Join(err, h.marks.TakenBack(ctx, id))
+		if row.State == wire.StateEnded && row.Held == 0 {
+			named, failed := h.endedByName(ctx, id)
+			if failed == nil && !named {
+				continue
+			}
+			if err = errors.Join(err, failed); named {
+				err = errors.Join(err, h.marks.TakenBack(ctx, id))
+			}
 		}
+		delete(all, id)
 	}
 	return all, err
+}
+
+// endedByName reports whether a lease that ended had its devices in its row, from which they were taken back. One from a backup of when it
+// was allocated had not: a gateway of another host, which does not know them either, may have ended it.
+func (h hands) endedByName(ctx context.Context, id common.Hash) (bool, error) {
+	row, err := h.leases.ByID(ctx, id.Hex())
+	if err != nil {
+		return false, err
+	}
+	a, err := row.Allocated()
+	return len(a.Devices) > 0, err
 }
 
 // refuse is gpu.ErrNoCapacity where a device that an allocator chose is still another lease's, which the database has forgotten.

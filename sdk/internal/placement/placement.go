@@ -290,13 +290,12 @@ func (f fenced) older(ctx context.Context, a gpu.Allocation) error {
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
 	term, err := f.leases.Term(ask, a.LeaseID)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
+	if errors.Is(err, sql.ErrNoRows) {
 		if handed, failed := f.marks.Handed(ask, a.LeaseID); failed != nil || handed {
 			return nil
 		}
-		fallthrough // they were taken back
-	case err != nil || term != a.Term:
+	}
+	if err != nil || term != a.Term {
 		return fmt.Errorf("lease %s, term %d: %w", a.LeaseID, a.Term, errors.Join(leasestore.ErrNotOwner, highwater.ErrNewerTerm))
 	}
 	return within(ctx, func(ctx context.Context) error { return f.marks.SetTerm(ctx, a.LeaseID, a.Term) })
