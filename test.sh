@@ -13,7 +13,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
-modules=(. internal/model bench) # ./... leaves out the modules within the SDK's
+modules=(. internal/model internal/authority bench) # ./... leaves out the modules within the SDK's
 . ./cgo.env
 exec </dev/null
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a checkout of another user has no version to stamp
@@ -279,6 +279,12 @@ model() {
 	return "$status"
 }
 
+# certificates gets and renews them from a public authority's own program.
+certificates() {
+	cd internal/authority
+	gotest ./...
+}
+
 # benchmarks asks whether what measures finds who drops payments, and whether each benchmark works.
 benchmarks() {
 	cd bench
@@ -400,12 +406,14 @@ step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
 	step "go test" suite "./sdk/provider ./sdk/renter ./..."
 	step "model" model
+	step "certificates" certificates
 	step "benchmarks" benchmarks
 else
 	step "go test -race" racing
 	step "go test, tables" suite "./sdk/renter ./sdk/provider" -run "$tables"
 	step "go test, programs" suite "$(go list ./... | grep -E "$programs")"
 	step "model" model
+	step "certificates" certificates
 	step "benchmarks" benchmarks -race
 	step "quickstart" quickstart
 fi

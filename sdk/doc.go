@@ -12,6 +12,7 @@
 //	wire, x402        the formats of the two schemes
 //	limit, units      rate limits; amounts and prices
 //	service           an HTTP server that ends well
+//	acme              its certificate for a domain
 //
 // Payment channels are package channel, GPU time is package metering. The example is a provider and a renter in one program;
 // those of the README are two.

@@ -21,17 +21,6 @@ import (
 // channels that are not closed.
 const pastKey = "GPUPAY_PAST_KEY"
 
-// serveFields are the flags behind what is configured.
-var serveFields = cli.Fields{
-	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "HTTP.PublicURL": "public-url",
-	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Classes": "price", "Deposits.Min": "min-deposit",
-	"Terms.Credit": "credit", "Terms.DebtKept": "debt-kept", "Metering.RecordEvery": "record-every", "Terms.SuspendTimeout": "suspend-timeout",
-	"X402": "x402", "X402.Window": "x402-window", "Chain.ID": "chain-id", "Chain.Confirmations": "confirmations", "Chain.Finality": "finality", "Chain.Poll": "poll",
-	"Chain.MinGrace": "min-grace", "Chain.MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
-	"Watchtowers.URLs": "watchtowers", "Watchtowers.Every": "watchtower-every", "Nodes.Links": "nodes", "Nodes.Identity": "node-identity",
-	"Terms.MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "HTTP.TrustedProxies": "trusted-proxies",
-}
-
 // serve is a provider: it rents out GPUs and settles what it is owed.
 type serve struct {
 	flags              *cli.Flags
@@ -41,11 +30,12 @@ type serve struct {
 	window             time.Duration
 	forgive            common.Address
 	hooks              cli.Hooks
+	domain             *cli.Domain
 	config             provider.Config
 }
 
 func (s *serve) command() *urfave.Command {
-	return s.flags.Command("rent out GPUs and be paid for metered time", "The GPUs are this host's, or those of --nodes. Renters come to --listen; put TLS in front of it.",
+	return s.flags.Command("rent out GPUs and be paid for metered time", "The GPUs are this host's, or those of --nodes. Renters come to --listen: put TLS in front of it, or give --domain.",
 		func(ctx context.Context, _ []string) error {
 			if err := s.read(); err != nil {
 				return err
@@ -71,6 +61,7 @@ func (s *serve) read() (err error) {
 	if err := checkPrice(c.PricePerGPUHour, s.free); len(c.Classes) == 0 && err != nil {
 		return err
 	}
+	s.domain.Addresses(&s.listen, &c.HTTP.PublicURL, listenOn)
 	if s.x402 {
 		c.X402 = &provider.X402{Window: s.window}
 	}
@@ -116,6 +107,11 @@ func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
 	if err != nil {
 		return err
 	}
+	tls, done, err := s.domain.TLS(ctx, public, s.config.Log)
+	defer done()
+	if err != nil {
+		return err
+	}
 	offer := provider.Offer()
 	for _, o := range provider.Offers() {
 		gpus, price := 0, s.config.PricePerGPUHour
@@ -128,7 +124,7 @@ func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
 				of, price = " of class "+class.ID, class.PricePerGPUHour
 			}
 		}
-		fmt.Printf("renting out %d GPU(s)%s for %s tokens per GPU-hour at http://%s  (escrow %s, payee %s)\n", gpus, of, price, public.Addr(), o.Escrow, o.Payee)
+		fmt.Printf("renting out %d GPU(s)%s for %s tokens per GPU-hour at %s  (escrow %s, payee %s)\n", gpus, of, price, s.domain.URL(public.Addr()), o.Escrow, o.Payee)
 	}
 	fmt.Printf("chain %d by %s, token %s, confirmations %d; credit %s of GPU time, settled within %s; database %s\n", offer.ChainID, redact.List(s.config.RPC),
 		offer.Token, s.config.Chain.Confirmations, time.Duration(offer.Credit)*time.Second, s.config.Settlement.Age(), redact.Database(s.config.Database))
@@ -137,7 +133,7 @@ func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
 	}
 	cli.SayAdmin(admin)
 	return service.Serve(ctx, service.Service{
-		Handler: provider, Metrics: provider.Metrics(), Health: provider.Health(), Run: provider.Run,
+		Handler: provider, TLS: tls, Metrics: provider.Metrics(), Health: provider.Health(), Run: provider.Run,
 		Stop: func(ctx context.Context) error { return s.stop(ctx, provider) },
 	}, public, admin)
 }

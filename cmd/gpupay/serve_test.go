@@ -91,6 +91,17 @@ func TestServesWhenItSaysSo(t *testing.T) {
 	}
 }
 
+// TestServesWithItsCertificate: a provider that gets none for its domain says why, and not that it rents out.
+func TestServesWithItsCertificate(t *testing.T) {
+	c := chaintest.Anvil(t)
+	t.Setenv("GPUPAY_KEY", hexutil.Encode(crypto.FromECDSA(c.Keys[0])))
+	said, err := printed(t, "serve --gpu sim --log-level error --rpc "+c.URL+" --escrow "+c.Escrow.Hex()+" --token "+c.Token.Hex()+" --listen 127.0.0.1:0 --admin= --db "+
+		filepath.Join(t.TempDir(), "provider.db")+" --domain gpu.example.org --acme-url https://127.0.0.1:1/directory --acme-dir "+t.TempDir())
+	if err == nil || !strings.Contains(err.Error(), "--domain: no certificate for gpu.example.org") || said != "" {
+		t.Errorf("%v, and it said %q", err, said)
+	}
+}
+
 // TestPricesOfClasses: a price for each of several kinds makes a class of each, by a name that renters can ask for.
 func TestPricesOfClasses(t *testing.T) {
 	if all, price, err := classesOf("2.50"); len(all) != 0 || price != "2.50" || err != nil {

@@ -6,6 +6,20 @@ import (
 	"github.com/gpupay/gpupay/internal/cli"
 )
 
+// serveFields are the flags behind what is configured.
+var serveFields = cli.Fields{
+	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "HTTP.PublicURL": "public-url",
+	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Classes": "price", "Deposits.Min": "min-deposit",
+	"Terms.Credit": "credit", "Terms.DebtKept": "debt-kept", "Metering.RecordEvery": "record-every", "Terms.SuspendTimeout": "suspend-timeout",
+	"X402": "x402", "X402.Window": "x402-window", "Chain.ID": "chain-id", "Chain.Confirmations": "confirmations", "Chain.Finality": "finality", "Chain.Poll": "poll",
+	"Chain.MinGrace": "min-grace", "Chain.MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
+	"Watchtowers.URLs": "watchtowers", "Watchtowers.Every": "watchtower-every", "Nodes.Links": "nodes", "Nodes.Identity": "node-identity",
+	"Terms.MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "HTTP.TrustedProxies": "trusted-proxies",
+}
+
+// listenOn is where a provider listens, behind a proxy.
+const listenOn = "127.0.0.1:8402"
+
 func newServe(app *cli.App) *serve {
 	s := &serve{flags: app.Flags("serve", "provider")}
 	c, f, l := &s.config, s.flags, &s.config.Limits
@@ -28,7 +42,7 @@ func newServe(app *cli.App) *serve {
 	f.Path(&s.identity, "node-identity", "", "with --nodes: `folder` of this gateway's certificate, that 'gpupay node --issue' made")
 
 	f.Group("Renters come here")
-	f.Text(&s.listen, "listen", "127.0.0.1:8402", "`address` to serve renters on; put TLS in front of it")
+	s.domain = f.Domain(&s.listen, listenOn)
 	f.Text(&c.HTTP.PublicURL, "public-url", "", "`URL` at which clients reach this provider, such as https://gpus.example.org; what the proxy says if empty")
 	f.TrustedProxies(&c.HTTP.TrustedProxies)
 	f.Text(&s.admin, "admin", "127.0.0.1:9402", "`address` of /metrics and /healthz; empty for none. Do not open it to the world")

@@ -251,6 +251,8 @@ func Listen(name, address string) (net.Listener, error) {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("--%s: %w: another program is there: end it, or listen elsewhere", name, err)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("--%s: %w: ports below 1024 are for root, or for who has CAP_NET_BIND_SERVICE (AmbientCapabilities= of a systemd unit)", name, err)
 	case err != nil:
 		return nil, fmt.Errorf("--%s: %w", name, err)
 	}
