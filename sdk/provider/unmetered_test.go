@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
+	"github.com/gpupay/gpupay/sdk/gpu"
 	leasing "github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -349,10 +350,16 @@ func TestFlappingLeaseEnds(t *testing.T) {
 }
 
 // TestUnmeteredRequestIsRefused: a request whose GPUs cannot be metered is not
-// served for nothing, and one of the GPU beside them is.
+// served for nothing, and one of the GPU beside them is, whoever hands out GPUs.
 func TestUnmeteredRequestIsRefused(t *testing.T) {
+	for name, allocator := range map[string]gpu.Allocator{"of the host": nil, "of the operator": struct{ gpu.Allocator }{hostGPUs(t, 2)}} {
+		t.Run(name, func(t *testing.T) { unmeteredRequest(t, allocator) })
+	}
+}
+
+func unmeteredRequest(t *testing.T, allocator gpu.Allocator) {
 	host := &sickHost{Source: testclock.GPUs(2)}
-	r := newPayRig(t, func(c *Config) { c.Source = host })
+	r := newPayRig(t, func(c *Config) { c.Source, c.Allocator = host, allocator })
 	mux := http.NewServeMux()
 	mux.Handle("/", r.provider)
 	ran := make(map[string]int)

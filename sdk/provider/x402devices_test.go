@@ -144,9 +144,8 @@ func TestMeteredRequestWhoseDevicesLapsed(t *testing.T) {
 		_, _, err := r.provider.leases.Deps.Placer.Place(t.Context(), placement.Request{Request: gpu.Request{LeaseID: common.Hash{id}, GPUs: 1}})
 		return err
 	}
-	if err := place(1); err != nil {
-		t.Fatal(err)
-	}
+	lease := r.buyer("/tick")
+	lease.isServed(lease.opens())
 	route.(x402scheme.Handler).RunsAs(common.Hash{2})
 	if err := place(2); !errors.Is(err, gpu.ErrNoCapacity) {
 		t.Errorf("a request beside a lease: %v", err)
