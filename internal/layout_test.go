@@ -53,6 +53,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/gpumetrics", "sdk/internal/inventory"},
 	{"sdk/limit", ""},
 	{"sdk/acme", ""},
+	{"sdk/route", ""},
 	{"sdk/service", ""},
 	{"sdk/units", "channel metering"},
 	{"sdk/wire", "channel metering internal/eip712 internal/exactjson sdk/internal/reach"},

@@ -1,0 +1,136 @@
+package route
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+// pick draws one of several.
+func (r *Router) pick(from []candidate) (picked candidate, explores bool) {
+	if r.random.Float64() < explore {
+		return from[r.random.IntN(len(from))], true
+	}
+	slices.SortStableFunc(from, byJ)
+	from = from[:min(len(from), weighed)]
+	var weights [weighed]float64
+	sum := 0.
+	for i, c := range from {
+		weights[i] = weight(c.j, from[0].j)
+		sum += weights[i]
+	}
+	at := r.random.Float64() * sum
+	for i, c := range from {
+		if at -= weights[i]; at < 0 {
+			return c, false
+		}
+	}
+	return from[0], false
+}
+
+// weight is 1 for the least J, and of no other more.
+func weight(j, least Nano) float64 {
+	if j == least {
+		return 1
+	}
+	if least.IsZero() {
+		return 0
+	}
+	return math.Exp(-(j.float()/least.float() - 1) / temperature)
+}
+
+// Outcome is how a request ended, as the caller saw it.
+type Outcome uint8
+
+const (
+	Failed    Outcome = iota // refused, broken off, timed out, or its bill was refused: it counts against the endpoint
+	Done                     // its answer came whole
+	Throttled                // 429: the endpoint is full, and not asked for a while
+	Aborted                  // by the caller: it counts neither way
+)
+
+// Result is what one request came to, measured by the caller's own clock. Any value is taken, and brought within the bounds.
+type Result struct {
+	Outcome    Outcome
+	FirstToken time.Duration // from its sending to the first token; up to an hour; 0: none came
+	Total      time.Duration // from its sending to the last byte; up to an hour
+	OutTokens  int64         // of the answer, as the caller counted them: not what the endpoint says
+	Claimed    time.Duration // slot time that the endpoint wants paid; 0: not said. More than Total and 50 ms is a failure
+	RetryAfter time.Duration // of a 429, from 0.5 s to 5 min; 0: it said none
+}
+
+// Done ends a choice and learns from it. A second time, and for an endpoint that is gone, it does nothing.
+func (r *Router) Done(now time.Duration, c *Choice, result Result) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now = r.tick(now)
+	if c == nil || c.state == nil || c.ended {
+		return
+	}
+	c.ended = true
+	s := c.state
+	s.flying--
+	if c.trial {
+		s.trying = false
+	}
+	if result.Claimed > within(result.Total)+tolerance {
+		result.Outcome = Failed
+	}
+	if result.Outcome == Done || result.Outcome == Aborted {
+		r.learn(s, c.prompt, result)
+	}
+	switch result.Outcome {
+	case Done:
+		s.count(now, true)
+		s.succeed(c.trial)
+	case Throttled:
+		s.throttle(now, result.RetryAfter, r.random)
+	case Aborted:
+	default:
+		s.count(now, false)
+		s.fail(now, r.random)
+	}
+}
+
+func (r *Router) learn(s *state, prompt int64, result Result) {
+	if m := r.models[s.Model]; m != nil {
+		s.estimator = m.figures(s)
+		m.all.learn(prompt, result)
+	}
+	s.estimator.learn(prompt, result)
+}
+
+// Row is an endpoint as a dashboard shows it for a request.
+type Row struct {
+	Endpoint Endpoint
+	Cost     Cost     // expected; zero where a rule leaves it out that is not about money
+	Estimate Estimate // by which
+	Breaker  Breaker
+	Until    time.Duration // to when an open breaker stays so, on the caller's clock
+	InFlight int           // choices not ended
+	Out      Rule          // by which it is out; empty: it is in
+	Why      string        // in words; empty: it is in
+}
+
+// Table is what all endpoints of a request's model would cost, in the order in which they were set. It changes nothing.
+func (r *Router) Table(now time.Duration, request Request) []Row {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now = max(now, r.now)
+	m := r.models[request.Model]
+	if m == nil {
+		return nil
+	}
+	rows := make([]Row, 0, len(m.states))
+	for _, s := range m.states {
+		v := r.judge(now, m, s, &request)
+		e := m.figures(s)
+		row := Row{Endpoint: s.Endpoint, Cost: v.cost, Estimate: e.estimate(now, &request), InFlight: s.flying, Out: v.rule}
+		if v.rule != "" {
+			row.Why = v.rule.words(&s.Endpoint, &request, v.cost.Pay, v.reserve)
+		}
+		row.Breaker, row.Until = s.breaker.state(now)
+		rows = append(rows, row)
+	}
+	return rows
+}
