@@ -10,8 +10,8 @@ type Price struct {
 	PerOutputToken Nano // of the answer
 }
 
-// pay is what an answer costs that takes so long.
-func (p Price) pay(wait time.Duration, in, out int64) Nano {
+// Pay is what an answer costs that holds a slot for so long, rounded up by less than three Nano.
+func (p Price) Pay(wait time.Duration, in, out int64) Nano {
 	return p.PerSlotSecond.forTime(wait).Add(p.byTokens(in, out))
 }
 
@@ -57,7 +57,7 @@ const failureWait = time.Second / 2
 func (e *estimator) cost(now time.Duration, price Price, second, failure Nano, r *Request, cached int64) Cost {
 	in, out := r.tokens()
 	wait := e.wait(in, out)
-	c := Cost{Pay: price.pay(wait, in, out), Wait: second.forTime(wait)}
+	c := Cost{Pay: price.Pay(wait, in, out), Wait: second.forTime(wait)}
 	ok, bad := e.counts(now)
 	const parts = 1_000_000_000 // (1-s)/s = (1+bad)/(9+ok), in billionths
 	odds := uint64((1 + bad) / (9 + ok) * parts)
