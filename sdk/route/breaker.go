@@ -106,13 +106,17 @@ func (b *breaker) open(now time.Duration, random *rand.Rand) {
 	b.until = now + shake(doubled(openFor, b.opens-1), random)
 }
 
-// throttle books a 429. Retry-After is believed from half a second to five minutes.
+// throttle books a 429. Retry-After is believed from half a second to five minutes. Of several that were under way at once the first one
+// counts, or a burst would be taken for a server that stays full.
 func (b *breaker) throttle(now, retryAfter time.Duration, random *rand.Rand) {
+	if now < b.resting {
+		return
+	}
 	rest := shake(doubled(throttleFor, b.throttles), random)
 	if retryAfter > 0 {
 		rest = min(max(retryAfter, throttleFor), longest)
 	}
-	b.resting = max(b.resting, now+rest)
+	b.resting = now + rest
 	b.throttles = min(b.throttles+1, 30)
 }
 

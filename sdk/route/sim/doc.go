@@ -7,5 +7,5 @@
 //
 // An answer costs what is paid for it, what the time from its arrival to its last byte is worth, c0 for each attempt that failed and for
 // each bill that was refused, and ten times c0 if no attempt brought it. That is J as it came about, where package route estimates it. [Oracle] knows
-// what each server would do at the moment, and takes the least J. It does not know what comes after.
+// the truth of the moment, and takes the least expected J; [Clairvoyant] knows the dice, too.
 package sim

@@ -13,8 +13,12 @@ import (
 // Ours is package route, with its defaults.
 var Ours = Policy{Name: "ours", New: newOurs}
 
-// Oracle takes the server where this attempt costs least, by what will be.
+// Oracle knows the truth of the moment: of each server whether it is up, how full and how fast it is, how often it fails and whether it
+// lies. It takes the least expected J. It does not know what comes after, nor how the dice fall.
 var Oracle = Policy{Name: "oracle", New: func(w *World, _ *rand.Rand) Chooser { return oracle{w} }}
+
+// Clairvoyant knows besides how the dice fall: how long this answer gets and will take, whether it fails and whether an outage breaks it.
+var Clairvoyant = Policy{Name: "clairvoyant", New: func(w *World, _ *rand.Rand) Chooser { return clairvoyant{w} }}
 
 // PeakEWMA is the power of two choices, with the load of each measured as peak EWMA of its times, by requests in flight.
 var PeakEWMA = Policy{Name: "power of two choices, peak EWMA", New: func(w *World, random *rand.Rand) Chooser {
@@ -102,6 +106,29 @@ func (o *ours) Done(now time.Duration, pick Pick, result route.Result) {
 type oracle struct{ *World }
 
 func (o oracle) Choose(ask *Ask) Pick {
+	a := Arrival{At: ask.Now, In: ask.In, Out: ask.Expected}
+	costs := func(server int) float64 {
+		s := &o.Servers[server]
+		first, total, queued, full := o.times(server, ask.Now, a, ask.Flying[server], luck{})
+		if full || s.down(ask.Now) || s.Gone > 0 && ask.Now >= s.Gone {
+			return lost * failurePay * 1e3
+		}
+		whole := s.bill(a, first, total, queued)
+		j := whole.paid.BaseUnits() + secondPay*total.Seconds()
+		if whole.refused {
+			j += failurePay
+		}
+		fails := s.RTT.Seconds() + (total-s.RTT).Seconds()/4 // half at once, half on the way
+		return j + s.Fails/(1-s.Fails)*(failurePay+secondPay*fails)
+	}
+	return Pick{Server: slices.MinFunc(ask.untried(), func(a, b int) int { return cmp.Compare(costs(a), costs(b)) })}
+}
+
+func (oracle) Done(time.Duration, Pick, route.Result) {}
+
+type clairvoyant struct{ *World }
+
+func (o clairvoyant) Choose(ask *Ask) Pick {
 	costs := func(server int) float64 {
 		got := o.attempt(server, ask.n, ask.try, ask.Now, ask.truth, ask.Flying[server])
 		j := got.paid.BaseUnits() + secondPay*got.Total.Seconds()
@@ -116,7 +143,7 @@ func (o oracle) Choose(ask *Ask) Pick {
 	return Pick{Server: slices.MinFunc(ask.untried(), func(a, b int) int { return cmp.Compare(costs(a), costs(b)) })}
 }
 
-func (oracle) Done(time.Duration, Pick, route.Result) {}
+func (clairvoyant) Done(time.Duration, Pick, route.Result) {}
 
 // anyone: each server alike.
 type anyone struct{ random *rand.Rand }

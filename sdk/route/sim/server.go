@@ -83,35 +83,48 @@ type answer struct {
 	refused bool       // the bill, for claiming more time than there was
 }
 
+// luck is what is drawn for one attempt at one server, by whichever policy.
+type luck struct{ slow, pace, fails, where, early float64 }
+
+func (w *World) luck(server, n, try int) luck {
+	random := rand.New(rand.NewPCG(w.Seed, uint64(n)<<20|uint64(server)<<4|uint64(try)))
+	return luck{random.NormFloat64(), random.NormFloat64(), random.Float64(), random.Float64(), random.Float64()}
+}
+
+// times are those of an answer at a server as it is now, where so many of ours are already. Nothing is said of failures. full: the server
+// has no slot and says 429.
+func (w *World) times(server int, now time.Duration, a Arrival, flying int, l luck) (first, total, queued time.Duration, full bool) {
+	s := &w.Servers[server]
+	busy := w.load(server, now)*float64(s.Slots) + float64(flying)
+	part := min(busy/float64(s.Slots), 1)
+	if over := busy + 1 - float64(s.Slots); over > 0 {
+		full = s.Rejects
+		queued = time.Duration(over * float64(slotTime) / float64(s.Slots))
+	}
+	perToken := (1 + s.Slows*part) / s.Decode * math.Exp(.1*l.pace)
+	reads := float64(a.In)/s.Prefill*(1+part)*math.Exp(.2*l.slow) + perToken
+	first = s.RTT + queued + lasts(reads)
+	return first, first + lasts(perToken*float64(a.Out-1)), queued, full
+}
+
 // attempt is what a server does to the n-th request, if it is sent there now, where so many of ours are already.
 func (w *World) attempt(server, n, try int, now time.Duration, a Arrival, flying int) answer {
-	s := &w.Servers[server]
-	random := rand.New(rand.NewPCG(w.Seed, uint64(n)<<20|uint64(server)<<4|uint64(try)))
-	slow, pace, luck, where, early := random.NormFloat64(), random.NormFloat64(), random.Float64(), random.Float64(), random.Float64()
+	s, l := &w.Servers[server], w.luck(server, n, try)
 	if s.Gone > 0 && now >= s.Gone {
 		return failed(connectTime)
 	}
 	if s.down(now) {
 		return failed(s.RTT)
 	}
-	busy := w.load(server, now)*float64(s.Slots) + float64(flying)
-	full := min(busy/float64(s.Slots), 1)
-	var queued time.Duration
-	if over := busy + 1 - float64(s.Slots); over > 0 {
-		if s.Rejects {
-			return answer{Result: route.Result{Outcome: route.Throttled, Total: s.RTT, RetryAfter: s.RetryAfter}}
-		}
-		queued = time.Duration(over * float64(slotTime) / float64(s.Slots))
+	first, total, queued, full := w.times(server, now, a, flying, l)
+	if full {
+		return answer{Result: route.Result{Outcome: route.Throttled, Total: s.RTT, RetryAfter: s.RetryAfter}}
 	}
-	perToken := (1 + s.Slows*full) / s.Decode * math.Exp(.1*pace)
-	reads := float64(a.In)/s.Prefill*(1+full)*math.Exp(.2*slow) + perToken
-	first := s.RTT + queued + lasts(reads)
-	total := first + lasts(perToken*float64(a.Out-1))
 	switch end := now + total; {
-	case luck < s.Fails && early < .5:
+	case l.fails < s.Fails && l.early < .5:
 		return failed(s.RTT)
-	case luck < s.Fails:
-		return failed(s.RTT + time.Duration(where*float64(total-s.RTT)))
+	case l.fails < s.Fails:
+		return failed(s.RTT + time.Duration(l.where*float64(total-s.RTT)))
 	case s.Gone > 0 && end > s.Gone:
 		return failed(s.Gone - now + connectTime)
 	default:
