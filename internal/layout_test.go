@@ -54,6 +54,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/limit", ""},
 	{"sdk/acme", ""},
 	{"sdk/route", ""},
+	{"sdk/route/sim", "sdk/route"},
 	{"sdk/service", ""},
 	{"sdk/units", "channel metering"},
 	{"sdk/wire", "channel metering internal/eip712 internal/exactjson sdk/internal/reach"},
@@ -168,6 +169,19 @@ func TestRenterLinksNoProvider(t *testing.T) {
 	for pkg := range strings.Lines(string(list)) {
 		if strings.HasPrefix(pkg, module+"sdk/provider") || strings.Contains(pkg, "prometheus") {
 			t.Errorf("sdk/renter links %s", strings.TrimSpace(pkg))
+		}
+	}
+}
+
+// TestRoutingLinksNoLibrary: who chooses endpoints has neither a chain's client nor any other module in its program.
+func TestRoutingLinksNoLibrary(t *testing.T) {
+	list, err := exec.Command("go", "list", "-deps", module+"sdk/route/sim").Output()
+	if err != nil || !strings.Contains(string(list), module+"sdk/route") {
+		t.Fatal(err)
+	}
+	for pkg := range strings.Lines(string(list)) {
+		if strings.Contains(pkg, ".") && !strings.HasPrefix(pkg, module+"sdk/route") {
+			t.Errorf("sdk/route/sim links %s", strings.TrimSpace(pkg))
 		}
 	}
 }
