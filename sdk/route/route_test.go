@@ -376,13 +376,9 @@ func TestBreaker(t *testing.T) {
 	})
 	t.Run("more than half of twenty", func(t *testing.T) {
 		r := bench(t, 1)
-		for i := range 20 {
-			result := well
-			if i%2 == 1 || i == 18 {
-				result = bad
-			}
+		for i := range 16 { // two of three fail, so that the eleventh failure is the sixteenth outcome
 			want(t, r, 0, Closed, 0, 0)
-			only(t, r, 0, "a", result)
+			only(t, r, 0, "a", []Result{bad, bad, well}[i%3])
 		}
 		want(t, r, 0, Open, 4*time.Second, 6*time.Second)
 	})
