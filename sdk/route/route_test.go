@@ -113,6 +113,17 @@ func TestEstimatorInOnePiece(t *testing.T) {
 	near(t, "wait", e.wait(500, 100).Seconds(), 7, .1)
 }
 
+// TestFailuresTeachNoTimes: what fails at once is not fast, and what was full is not slow.
+func TestFailuresTeachNoTimes(t *testing.T) {
+	r := bench(t, 2.4)
+	for _, outcome := range []Outcome{Failed, Throttled} {
+		only(t, r, 0, "a", Result{Outcome: outcome, FirstToken: time.Millisecond, Total: time.Hour, OutTokens: 2})
+	}
+	if e := r.Table(0, plain)[0].Estimate; e.Samples != 0 || e.FirstToken != seconds(priorFirst) || e.PerToken != seconds(priorToken) {
+		t.Errorf("%+v", e)
+	}
+}
+
 // TestUnknownIsAsTheOthers: an endpoint that nobody asked is taken to be like those of its model.
 func TestUnknownIsAsTheOthers(t *testing.T) {
 	r := bench(t, 2.4, 2.4)
@@ -142,8 +153,13 @@ func TestCost(t *testing.T) {
 		near(t, "wait", r.Table(0, request)[0].Cost.Wait.BaseUnits(), factor*11.5*400, 1e-3)
 	}
 	byToken := Price{PerInputToken: Nanos(100e6), PerOutputToken: Nanos(400e6)}
-	if got := byToken.Pay(time.Hour, 500, 100).String(); got != "90" {
-		t.Errorf("500 and 100 tokens cost %s, want 90", got)
+	for _, test := range []struct {
+		in, out int64
+		want    string
+	}{{500, 100, "90"}, {-1, math.MinInt64, "0"}, {math.MaxInt64, 0, "419430.4"}} {
+		if got := byToken.Pay(time.Hour, test.in, test.out).String(); got != test.want {
+			t.Errorf("%d and %d tokens cost %s, want %s", test.in, test.out, got, test.want)
+		}
 	}
 }
 

@@ -122,7 +122,7 @@ func TestServers(t *testing.T) {
 			return a.Outcome == 0 && a.Total == time.Second && a.paid.IsZero()
 		}},
 		"up again": {func(s *Server) { s.Outages = []Span{{0, time.Minute}} }, time.Minute, func(a answer) bool { return a.Outcome == 1 }},
-		"gone":     {func(s *Server) { s.Gone = 1 }, 1, func(a answer) bool { return a.Outcome == 0 && a.Total == connectTime }},
+		"gone":     {func(s *Server) { s.Gone = 1 }, time.Minute, func(a answer) bool { return a.Outcome == 0 && a.Total == connectTime }},
 		"goes":     {func(s *Server) { s.Gone = time.Second }, 0, func(a answer) bool { return a.Outcome == 0 && a.Total == time.Second+connectTime }},
 		"fails":    {func(s *Server) { s.Fails = 1 }, 0, func(a answer) bool { return a.Outcome == 0 && a.paid.IsZero() }},
 		"lies": {func(s *Server) { s.Inflates = 2 }, 0, func(a answer) bool {
