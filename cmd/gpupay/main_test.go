@@ -61,6 +61,7 @@ func TestStatus(t *testing.T) {
 		{"version", 0}, {"--version", 0}, {"help", 0}, {"", 0}, {"gold", 64}, {"--gold", 64}, {"serve --gold", 64}, {"serve gold", 64}, {"serve --credit 60", 64}, {"rent --minutes -1", 64},
 		{"serve --log-level loud", 64}, {"--config none.toml version", 64}, {"serve", 1}, {"deploy --mint 0x12", 64}, {"trace", 64}, {"trace --out x --note y --gpu cuda", 1},
 		{"verify", 64}, {"verify none.json", 2}, {"verify " + garbage, 2}, {"verify --rpc http://127.0.0.1:1 " + garbage, 2}, {"verify export", 64},
+		{"export", 64}, {"export --db none.db --from yesterday", 64}, {"export --db none.db --decimals 78", 64}, {"export --db none.db", 1},
 	} {
 		stdout := os.Stdout
 		os.Stdout, _ = os.Open(os.DevNull)

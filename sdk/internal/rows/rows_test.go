@@ -67,6 +67,18 @@ func FuzzRows(f *testing.F) {
 			return
 		}
 		got := unpack(t, rows)
+		read, err := Unpack(rows)
+		if err != nil || len(read) != len(got) {
+			t.Fatalf("%d rows, %v", len(read), err)
+		}
+		for i := range read {
+			if read[i].Terms != got[i].Terms || read[i].Accepted != got[i].Accepted {
+				t.Errorf("Unpack: %+v, want %+v", read[i], got[i])
+			}
+		}
+		if cut, err := Unpack(rows[:len(rows)-1]); !errors.Is(err, ErrMalformed) {
+			t.Errorf("of rows that are cut: %+v, %v", cut, err)
+		}
 		for i, want := range []channel.State{a, b, a} {
 			if got[i].Terms != want.Terms || got[i].Accepted != want.Accepted || !bytes.Equal(got[i].Signature, signature) {
 				t.Errorf("packed %+v, unpacked %+v", want, got[i])
