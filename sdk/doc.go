@@ -8,6 +8,7 @@
 //	gpu               who gets which GPU
 //	audit             verifies what either side kept
 //	ledger            what either side earned and paid, a line each
+//	doctor            what a provider lacks, and how to mend it
 //	tower             settles for a provider that is down
 //	settle, chain     when what is vouchered is fetched, and the chain it is fetched from
 //	wire, x402        the formats of the two schemes

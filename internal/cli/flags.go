@@ -22,7 +22,8 @@ import (
 // Flags are a subcommand's flags. A value is that of the command line, or else of the environment variable GPUPAY_ and
 // the flag's name, or else of the configuration file, or else the default.
 type Flags struct {
-	name    string // of the subcommand, and of its table in the configuration file
+	name    string // of the subcommand
+	table   string // of the configuration file
 	program string // as errors of what is configured begin
 	file    *file
 	list    []urfave.Flag
@@ -38,8 +39,11 @@ type Flags struct {
 
 // Flags begins the flags of a subcommand. Errors of what it configures begin with program, a colon and a space.
 func (a *App) Flags(name, program string) *Flags {
-	return &Flags{name: name, program: program, file: &a.file, said: map[string]bool{}}
+	return &Flags{name: name, table: name, program: program, file: &a.file, said: map[string]bool{}}
 }
+
+// Table has what is added from here on be read from the table of another subcommand in the configuration file.
+func (f *Flags) Table(of string) { f.table = of }
 
 // Group has what is added from here on stand under a heading of the help.
 func (f *Flags) Group(heading string) { f.group, f.action = heading, false }
@@ -57,7 +61,7 @@ func (f *Flags) sources(name string, kind kind) urfave.ValueSourceChain {
 	if f.action {
 		return urfave.ValueSourceChain{}
 	}
-	return urfave.NewValueSourceChain(urfave.EnvVar(variable(name)), &fromFile{file: f.file, table: f.name, key: name, kind: kind})
+	return urfave.NewValueSourceChain(urfave.EnvVar(variable(name)), &fromFile{file: f.file, table: f.table, key: name, kind: kind})
 }
 
 // Text adds a flag.

@@ -326,16 +326,22 @@ func (g *GasSponsor) Funds(ctx context.Context) (Funds, error) {
 		return Funds{}, err
 	}
 	price = new(big.Int).Lsh(price, 1)
-	f := Funds{Coin: coin, Least: new(big.Int), Gift: new(big.Int).Mul(price, big.NewInt(2*callGas))}
-	for _, contract := range g.Contracts {
-		batch, row := contract.SettlementGas()
-		need := new(big.Int).SetUint64((batch+row)*5/4 + 30_000) // as a Sender asks for
-		if need.Mul(need, price); need.Cmp(f.Least) > 0 {
-			f.Least = need
-		}
-	}
+	f := Funds{Coin: coin, Least: SettlementCost(price, g.Contracts...), Gift: new(big.Int).Mul(price, big.NewInt(2*callGas))}
 	f.Reserve = new(big.Int).Mul(f.Least, big.NewInt(int64(max(g.Budget.ReservedSettlements, 0))))
 	return f, nil
+}
+
+// SettlementCost is what a settlement of one channel costs at a price of gas, in wei: the dearest of some contracts.
+func SettlementCost(price *big.Int, contracts ...chain.Contract) *big.Int {
+	dearest := new(big.Int)
+	for _, contract := range contracts {
+		batch, row := contract.SettlementGas()
+		need := new(big.Int).SetUint64((batch+row)*5/4 + 30_000) // as a Sender asks for
+		if need.Mul(need, price); need.Cmp(dearest) > 0 {
+			dearest = need
+		}
+	}
+	return dearest
 }
 
 // WarnPoor says so at the start where the key cannot pay for what it is for.

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gpupay/gpupay/internal/chaintest"
+	"github.com/gpupay/gpupay/internal/cli"
+)
+
+func checks(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	app := new(cli.App)
+	c := newCheckup(app)
+	c.out = &out
+	err := app.Run(t.Context(), append([]string{"gpupay"}, args...), "gpupay", "", "", c.command(), newServe(app).command())
+	return out.String(), err
+}
+
+// TestDoctor: it takes the provider's configuration, also from the [serve] table of the file, and its status says whether something is to
+// be mended.
+func TestDoctor(t *testing.T) {
+	c := chaintest.Anvil(t)
+	dir := t.TempDir()
+	t.Setenv(cli.KeyVariable, fmt.Sprintf("%064x", c.Keys[0].D))
+	file := filepath.Join(dir, "gpupay.toml")
+	err := os.WriteFile(file, fmt.Appendf(nil, "rpc = %q\nescrow = %q\ntoken = %q\n[serve]\ndb = \"provider.db\"\ngpu = \"sim:2\"\nprice = \"2.50\"\n", c.URL, c.Escrow.Hex(), c.Token.Hex()), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := checks(t, "--config", file, "doctor")
+	if err != nil || strings.Contains(out, "MEND") || strings.Count(out, "ok ") != 7 || !strings.Contains(out, filepath.Join(dir, "provider.db")) || !strings.Contains(out, "2 Simulated GPU") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	out, err = checks(t, "--config", file, "doctor", "--upstream", "http://127.0.0.1:1")
+	if cli.Status(err) != cli.StatusFailed || !strings.Contains(err.Error(), "1 of 8 parts") || strings.Count(out, "MEND") != 1 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if _, err = checks(t, "doctor", "--price", "h100="); cli.Status(err) != cli.StatusUsage {
+		t.Errorf("%v", err)
+	}
+}
