@@ -69,6 +69,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach " +
 		"sdk/internal/pace sdk/internal/refusal sdk/internal/rows sdk/internal/secretpath"},
 	{"sdk/internal/outcome", "sdk/chain"},
+	{"sdk/sweep", "channel sdk/chain"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
 	{"sdk/internal/nodelink", "channel channel/store internal/exactjson internal/redact metering sdk/chain sdk/gpu sdk/internal/database " +
@@ -120,7 +121,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/renter", "channel channel/store internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu sdk/internal/boundlog " +
 		"sdk/internal/paystream sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
 	{"sdk/doctor", "channel/store internal/redact metering sdk/chain sdk/internal/admit sdk/internal/database sdk/internal/leasestore sdk/internal/peer " +
-		"sdk/internal/reach sdk/internal/upstream sdk/units sdk/wire"},
+		"sdk/internal/reach sdk/internal/upstream sdk/sweep sdk/units sdk/wire"},
 	{"sdk/ledger", "bindings bindings/batchsettlement channel channel/store internal/u256 metering sdk/chain sdk/internal/database sdk/internal/leasestore sdk/internal/rows sdk/units sdk/wallet"},
 
 	{"metering/internal/rig", "internal/eip712 metering metering/usage"}, // of tests

@@ -11,6 +11,7 @@
 //	doctor            what a provider lacks, and how to mend it
 //	tower             settles for a provider that is down
 //	settle, chain     when what is vouchered is fetched, and the chain it is fetched from
+//	sweep             moves what was settled to a cold address
 //	wire, x402        the formats of the two schemes
 //	limit, units      rate limits; amounts and prices
 //	service           an HTTP server that ends well

@@ -14,7 +14,7 @@ var serveFields = cli.Fields{
 	"X402": "x402", "X402.Window": "x402-window", "Chain.ID": "chain-id", "Chain.Confirmations": "confirmations", "Chain.Finality": "finality", "Chain.Poll": "poll",
 	"Chain.MinGrace": "min-grace", "Chain.MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
 	"Watchtowers.URLs": "watchtowers", "Watchtowers.Every": "watchtower-every", "Nodes.Links": "nodes", "Nodes.Identity": "node-identity",
-	"Terms.MinTransfer": "min-transfer", "ReservedSettlements": "reserved-settlements", "HTTP.TrustedProxies": "trusted-proxies",
+	"Terms.MinTransfer": "min-transfer", "Payout": "payout", "Payout.Reserve": "payout-reserve", "ReservedSettlements": "reserved-settlements", "HTTP.TrustedProxies": "trusted-proxies",
 }
 
 // listenOn is where a provider listens, behind a proxy.
@@ -58,6 +58,9 @@ func newServe(app *cli.App) *serve {
 	f.Duration(&c.Chain.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request; 0 for the default, 2h, or 10m on a local chain")
 	f.Duration(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")
 	f.Duration(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
+	f.Address(&c.Payout.To, "payout", "cold address that what was settled is moved to; it stays on the key's if empty")
+	f.Text(&c.Payout.Reserve, "payout-reserve", "", "what stays on the key's address, in units of the token; gas is paid in coin and needs none")
+	f.Duration(&c.Payout.Every, "payout-every", 0, "time between looks at what there is to move; 0 for the default, 1h")
 	f.MaxFee(&c.Chain.MaxFee)
 	f.Text(&c.Terms.MinTransfer, "min-transfer", "", "least that is worth a transaction, in units of the token: no top-up is sent and nothing settled of less; a tenth of --min-deposit if empty, 0 for no bound")
 	f.Int(&l.ReservedSettlements, "reserved-settlements", 0, "how many settlements the key's coin must pay for before anything is sent for a renter; 0 for the default, 20; negative for none")

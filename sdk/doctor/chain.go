@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/admit"
+	"github.com/gpupay/gpupay/sdk/sweep"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -159,10 +160,8 @@ func (c *Config) payout(ctx context.Context, backend chain.Backend) []Finding {
 	if c.Payout == (common.Address{}) {
 		return nil
 	}
-	for address, whose := range map[common.Address]string{c.Payee: "the provider's own key: it is no colder there", c.Token: "the token: what is sent there is gone", c.Escrow: "the escrow: what is sent there is gone"} {
-		if c.Payout == address {
-			return mend("payout", "%s is %s: name another address with --payout", c.Payout, whose)
-		}
+	if err := (sweep.Policy{To: c.Payout}).Check(c.Token, c.Escrow, c.Payee); err != nil {
+		return mend("payout", "%s", err)
 	}
 	code, err := backend.CodeAt(ctx, c.Payout, nil)
 	if err != nil {

@@ -140,9 +140,9 @@ var faults = []fault{
 	}, []string{"version"}},
 	{"a price that cannot be charged", "price", func(_ *host, c *Config) { c.Prices = map[string]string{"h100": "0.00000001"} }, []string{"class h100", "6 decimals"}},
 	{"no coin", "coin", func(_ *host, c *Config) { c.Payee = common.HexToAddress("0x1234") }, []string{"has 0.00 of", "20 settlements take 0.0", "send it"}},
-	{"payout to oneself", "payout", func(_ *host, c *Config) { c.Payout = c.Payee }, []string{"own key"}},
-	{"payout to the token", "payout", func(_ *host, c *Config) { c.Payout = c.Token }, []string{"gone"}},
-	{"payout to the escrow", "payout", func(_ *host, c *Config) { c.Payout = c.Escrow }, []string{"gone"}},
+	{"payout to oneself", "payout", func(_ *host, c *Config) { c.Payout = c.Payee }, []string{"of a key of this provider's"}},
+	{"payout to the token", "payout", func(_ *host, c *Config) { c.Payout = c.Token }, []string{"is the token", "would be lost"}},
+	{"payout to the escrow", "payout", func(_ *host, c *Config) { c.Payout = c.Escrow }, []string{"is the escrow", "would be lost"}},
 	{"no folder", "database", func(_ *host, c *Config) { c.Database = "/nonexistent/provider.db" }, []string{"cannot be written and synced", "--db"}},
 	{"a renter's database", "database", func(h *host, c *Config) {
 		c.Database = filepath.Join(h.TempDir(), "renter.db")

@@ -19,6 +19,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/node/nodekeys"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/sweep"
 	"github.com/gpupay/gpupay/sdk/tower"
 )
 
@@ -52,6 +53,7 @@ type Config struct {
 	Records     Records       // what is kept of usage records, and for how long
 	Chain       Chain         // how the chain is looked at
 	Settlement  settle.Policy // when vouchers are fetched
+	Payout      sweep.Policy  // moves what was settled to a cold address; nothing if zero
 	X402        *X402         // takes payments of stock x402 clients too; nil: no new ones, and what was paid before is claimed
 	Limits      Limits        // what strangers may cost: requests, waits and gas
 	HTTP        HTTP          // where clients reach the provider
@@ -296,6 +298,13 @@ func (c Config) check() error {
 	}
 	if err := tower.CheckURLs(c.Watchtowers.URLs); err != nil {
 		return fmt.Errorf("provider: Watchtowers.URLs: %w", err)
+	}
+	own := []common.Address{c.Key.Address()}
+	for _, key := range c.PastKeys {
+		own = append(own, key.Address())
+	}
+	if err := c.Payout.Check(c.Token, c.Escrow, own...); err != nil {
+		return fmt.Errorf("provider: Payout: %w", err)
 	}
 	return errors.Join(c.checkClasses(), c.checkTimes(), c.Settlement.Check(), c.Limits.check())
 }

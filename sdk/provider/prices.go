@@ -20,6 +20,7 @@ type prices struct {
 	credit      uint256.Int              // for Config.Terms.Credit of GPU time, of the cheapest class
 	minDeposit  uint256.Int              // of the cheapest class
 	minTransfer uint256.Int              // worth a transaction of ours
+	reserve     uint256.Int              // stays on the key's address
 	minDelta    uint256.Int              // what a voucher must add
 	row         uint256.Int              // what a channel must bring to be settled; zero: by the gas of its contract
 
@@ -44,6 +45,9 @@ func pricesOf(c Config, decimals uint8) (prices, error) {
 	}
 	var err error
 	if p.minTransfer, err = p.amount("Terms.MinTransfer", c.Terms.MinTransfer); err != nil {
+		return p, err
+	}
+	if p.reserve, err = p.amount("Payout.Reserve", c.Payout.Reserve); err != nil {
 		return p, err
 	}
 	if c.Terms.MinTransfer == "" {

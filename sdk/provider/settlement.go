@@ -50,7 +50,11 @@ func (s *settlement) newService(db *store.DB, txs *chain.Store) *settle.Service 
 	for _, contract := range s.contracts {
 		books = append(books, s.newBook(db, txs, sender, contract))
 	}
-	return settle.NewService(sender, towers, books...)
+	service := settle.NewService(sender, towers, books...)
+	if sweeper := s.config.Payout.Sweeper(sender, s.config.Token, s.prices.reserve, s.prices.minTransfer); sweeper != nil {
+		service.Beside = sweeper.Run
+	}
+	return service
 }
 
 func (s *settlement) newBook(db *store.DB, txs *chain.Store, sender *chain.Sender, contract chain.Contract) *settle.Book {

@@ -41,7 +41,9 @@ type Service struct {
 	// Blind is how long its looks at the chain may fail, though its endpoint answers, before Run ends: another process may have
 	// another endpoint. 0: for ever.
 	Blind time.Duration
-	began time.Time
+	// Beside runs with the rest, by the one process that settles; nil: nothing.
+	Beside func(ctx context.Context) error
+	began  time.Time
 }
 
 // NewService returns a service over books whose settlers send by sender. Its settlers hear of what the watchers see, before each
@@ -85,6 +87,9 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	if s.Blind > 0 {
 		parts = append(parts, s.watchLooks)
+	}
+	if s.Beside != nil {
+		parts = append(parts, s.Beside)
 	}
 	return run.Together(ctx, parts...)
 }
