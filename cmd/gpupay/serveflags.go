@@ -58,10 +58,7 @@ func newServe(app *cli.App) *serve {
 	f.Duration(&c.Chain.MinGrace, "min-grace", 0, "refuse an escrow with a shorter grace period: it is the time you have to settle after a close request; 0 for the default, 2h, or 10m on a local chain")
 	f.Duration(&c.Settlement.Interval, "settle-every", 0, "how often settlement is considered; 0 for the default")
 	f.Duration(&c.Settlement.MaxAge, "settle-age", 0, "settle what has waited that long; 0 for the default")
-	f.Address(&c.Payout.To, "payout", "cold address that what was settled is moved to; it stays on the key's if empty")
-	f.Text(&c.Payout.Reserve, "payout-reserve", "", "what stays on the key's address, in units of the token; gas is paid in coin and needs none")
-	f.Duration(&c.Payout.Every, "payout-every", 0, "time between looks at what there is to move; 0 for the default, 1h")
-	f.MaxFee(&c.Chain.MaxFee)
+	s.outgoing(f)
 	f.Text(&c.Terms.MinTransfer, "min-transfer", "", "least that is worth a transaction, in units of the token: no top-up is sent and nothing settled of less; a tenth of --min-deposit if empty, 0 for no bound")
 	f.Int(&l.ReservedSettlements, "reserved-settlements", 0, "how many settlements the key's coin must pay for before anything is sent for a renter; 0 for the default, 20; negative for none")
 	f.Coins(&l.SponsoredGasPerPayer, &l.SponsoredGas, "sponsored-gas", "0.01,0.1", "native coin that what is sent for renters may cost a day: `for one payer,for all`")
@@ -81,4 +78,13 @@ func newServe(app *cli.App) *serve {
 	f.Actions("Once, at the start")
 	f.Address(&s.forgive, "forgive", "write off what this payer owes on closed channels")
 	return s
+}
+
+// outgoing adds the flags of what leaves the key's address: fees, and what goes to the cold one.
+func (s *serve) outgoing(f *cli.Flags) {
+	f.MaxFee(&s.config.Chain.MaxFee)
+	p := &s.config.Payout
+	f.Address(&p.To, "payout", "cold address that what was settled is moved to; it stays on the key's if empty")
+	f.Text(&p.Reserve, "payout-reserve", "", "what stays on the key's address, in units of the token; gas is paid in coin and needs none")
+	f.Duration(&p.Every, "payout-every", 0, "time between looks at what there is to move; 0 for the default, 1h")
 }
