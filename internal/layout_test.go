@@ -69,12 +69,12 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/chain", "bindings bindings/batchsettlement channel channel/store internal/eip712 internal/fault internal/redact sdk/internal/reach " +
 		"sdk/internal/pace sdk/internal/refusal sdk/internal/rows sdk/internal/secretpath"},
 	{"sdk/internal/outcome", "sdk/chain"},
-	{"sdk/sweep", "channel sdk/chain"},
 
 	{"sdk/gpu", "metering sdk/internal/inventory sdk/internal/run"},
 	{"sdk/internal/nodelink", "channel channel/store internal/exactjson internal/redact metering sdk/chain sdk/gpu sdk/internal/database " +
 		"sdk/internal/inventory sdk/node/nodekeys sdk/wire"},
 	{"sdk/internal/admit", "channel sdk/chain sdk/internal/serve sdk/limit sdk/wire"},
+	{"sdk/sweep", "channel sdk/chain sdk/internal/admit"},
 	{"sdk/internal/cluster", "channel/store sdk/chain sdk/internal/database sdk/internal/inventory sdk/internal/run"},
 	{"sdk/settle", "channel internal/fault sdk/chain sdk/internal/outcome sdk/internal/run"},
 	{"sdk/internal/peer", "channel internal/redact sdk/internal/reach sdk/wire"},

@@ -69,9 +69,8 @@ func shared(tx sent, lines []Entry, accounts map[common.Hash]*account) ([]Entry,
 			e.Detail += ", failed"
 		}
 		if len(tx.channels) == 1 {
-			e.Channel = tx.channels[0]
-			if of := accounts[e.Channel]; of != nil {
-				e.Counterparty, e.Token = of.counterparty, of.terms.Token
+			if of := accounts[tx.channels[0]]; of != nil { // else it is about no channel of these books
+				e.Channel, e.Counterparty, e.Token = tx.channels[0], of.counterparty, of.terms.Token
 			}
 		}
 		lines = []Entry{e}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/sweep"
 	"github.com/gpupay/gpupay/sdk/tower"
 )
 
@@ -51,7 +52,8 @@ func (s *settlement) newService(db *store.DB, txs *chain.Store) *settle.Service 
 		books = append(books, s.newBook(db, txs, sender, contract))
 	}
 	service := settle.NewService(sender, towers, books...)
-	if sweeper := s.config.Payout.Sweeper(sender, s.config.Token, s.prices.reserve, s.prices.minTransfer); sweeper != nil {
+	if sweeper := s.config.Payout.Sweeper(sender, sweep.Terms{Token: s.config.Token, Reserve: s.prices.reserve, Least: s.prices.minTransfer,
+		Settlements: s.config.Limits.ReservedSettlements, Contracts: s.contracts}); sweeper != nil {
 		service.Beside = sweeper.Run
 	}
 	return service

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/admit"
 )
 
 // Kind is what the outbox calls a transfer to the cold account.
@@ -55,22 +56,31 @@ func (p Policy) Check(token, escrow common.Address, own ...common.Address) error
 	return nil
 }
 
-// Sweeper moves what a sender's key has of a token by the policy; nil where that moves nothing. reserve is Policy.Reserve, and least is
-// worth a transaction: base units.
-func (p Policy) Sweeper(sender *chain.Sender, token common.Address, reserve, least uint256.Int) *Sweeper {
+// Terms are what a payee's configuration comes to.
+type Terms struct {
+	Token          common.Address
+	Reserve, Least uint256.Int // base units: Policy.Reserve, and what is worth a transaction
+	// Settlements is how many settlements of one channel on one of Contracts the key's coin must pay for besides: vouchers that cannot be
+	// settled are lost, and what was settled is not.
+	Settlements int
+	Contracts   []chain.Contract
+}
+
+// Sweeper moves what a sender's key has of a token by the policy; nil where that moves nothing.
+func (p Policy) Sweeper(sender *chain.Sender, t Terms) *Sweeper {
 	if p.To == (common.Address{}) {
 		return nil
 	}
-	return &Sweeper{sender: sender, token: token, to: p.To, reserve: reserve, least: least, every: cmp.Or(p.Every, time.Hour), log: cmp.Or(sender.Log, slog.Default())}
+	return &Sweeper{Terms: t, sender: sender, to: p.To, every: cmp.Or(p.Every, time.Hour), log: cmp.Or(sender.Log, slog.Default())}
 }
 
 // Sweeper moves what a key has of a token, beyond a reserve. Of the processes that share an outbox one runs it at a time: whoever settles.
 type Sweeper struct {
-	sender         *chain.Sender // whose Run sends again what was not mined
-	token, to      common.Address
-	reserve, least uint256.Int // base units
-	every          time.Duration
-	log            *slog.Logger
+	Terms
+	sender *chain.Sender // whose Run sends again what was not mined
+	to     common.Address
+	every  time.Duration
+	log    *slog.Logger
 }
 
 // Run looks at once and then every so often, until the context ends.
@@ -86,7 +96,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 }
 
 // id is under what the outbox keeps the transfers of a token, whoever they go to: another address begins with the next.
-func (s *Sweeper) id() common.Hash { return crypto.Keccak256Hash([]byte(Kind), s.token[:]) }
+func (s *Sweeper) id() common.Hash { return crypto.Keccak256Hash([]byte(Kind), s.Token[:]) }
 
 // pass sends a transfer if there is something to move and nothing is under way that may have moved it.
 func (s *Sweeper) pass(ctx context.Context) error {
@@ -112,14 +122,34 @@ func (s *Sweeper) pass(ctx context.Context) error {
 		return err
 	}
 	var keep, amount uint256.Int
-	if _, overflow := keep.AddOverflow(&s.reserve, &s.least); overflow || has.Lt(&keep) || !has.Gt(&s.reserve) {
+	if _, overflow := keep.AddOverflow(&s.Reserve, &s.Least); overflow || has.Lt(&keep) || !has.Gt(&s.Reserve) {
 		return nil
 	}
-	amount.Sub(&has, &s.reserve)
+	if err := s.spares(ctx); err != nil {
+		return err
+	}
+	amount.Sub(&has, &s.Reserve)
 	if _, err := s.sender.Submit(ctx, s.call(amount)); err != nil {
 		return err
 	}
-	s.log.Info("moved to the cold address", "to", s.to, "token", s.token, "amount", amount.Dec())
+	s.log.Info("moved to the cold address", "to", s.to, "token", s.Token, "amount", amount.Dec())
+	return nil
+}
+
+// spares refuses to spend coin that settlements may need, at twice the present price of gas.
+func (s *Sweeper) spares(ctx context.Context) error {
+	coin, err := s.sender.Coin(ctx)
+	if err != nil {
+		return err
+	}
+	price, err := s.sender.GasPrice(ctx)
+	if err != nil {
+		return err
+	}
+	need := admit.SettlementCost(price.Lsh(price, 1), s.Contracts...)
+	if need.Mul(need, big.NewInt(int64(max(s.Settlements, 0)))); coin.Cmp(need) < 0 {
+		return fmt.Errorf("%w: key %s has %s wei, and %d settlements, which come first, take %s: send it coin", chain.ErrFunds, s.sender.Address(), coin, s.Settlements, need)
+	}
 	return nil
 }
 
@@ -134,12 +164,12 @@ func (s *Sweeper) balance(ctx context.Context, least uint64) (has uint256.Int, e
 	if head < least {
 		return has, fmt.Errorf("%w: it is at block %d, and the last transfer was in %d", chain.ErrBehind, head, least)
 	}
-	out, err := backend.CallContract(ctx, ethereum.CallMsg{To: &s.token, Data: calldata("balanceOf(address)", s.sender.Address().Bytes())}, new(big.Int).SetUint64(head))
+	out, err := backend.CallContract(ctx, ethereum.CallMsg{To: &s.Token, Data: calldata("balanceOf(address)", s.sender.Address().Bytes())}, new(big.Int).SetUint64(head))
 	if err != nil {
 		return has, chain.Unread("the balance of "+s.sender.Address().String(), err)
 	}
 	if len(out) != common.HashLength {
-		return has, fmt.Errorf("token %s says no balance of %s", s.token, s.sender.Address())
+		return has, fmt.Errorf("token %s says no balance of %s", s.Token, s.sender.Address())
 	}
 	has.SetBytes(out)
 	return has, nil
@@ -147,7 +177,7 @@ func (s *Sweeper) balance(ctx context.Context, least uint64) (has uint256.Int, e
 
 func (s *Sweeper) call(amount uint256.Int) chain.Call {
 	value := amount.Bytes32()
-	return chain.Call{Kind: Kind, To: s.token, Data: calldata("transfer(address,uint256)", s.to.Bytes(), value[:]), Channels: []common.Hash{s.id()}}
+	return chain.Call{Kind: Kind, To: s.Token, Data: calldata("transfer(address,uint256)", s.to.Bytes(), value[:]), Channels: []common.Hash{s.id()}}
 }
 
 // calldata is a call of a method whose arguments are a word each.

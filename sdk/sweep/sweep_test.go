@@ -54,7 +54,7 @@ func (k *till) open(url string) {
 		k.Fatal(err)
 	}
 	sender := &chain.Sender{Backend: backend, Key: channel.NewKey(k.Keys[1]), Store: txs, Poll: 10 * time.Millisecond, Finality: 4, Stuck: time.Hour, Log: slog.New(slog.DiscardHandler)}
-	k.Sweeper = Policy{To: cold}.Sweeper(sender, k.Token, *uint256.NewInt(100), *uint256.NewInt(50))
+	k.Sweeper = Policy{To: cold}.Sweeper(sender, Terms{Token: k.Chain.Token, Reserve: *uint256.NewInt(100), Least: *uint256.NewInt(50), Settlements: 20, Contracts: []chain.Contract{&chain.Escrow{}}})
 }
 
 func (k *till) passes() {
@@ -130,7 +130,7 @@ func TestReorgMovesNothingTwice(t *testing.T) {
 	c := chaintest.Anvil(t)
 	k, own := newTill(t, c.URL, c), crypto.PubkeyToAddress(c.Keys[1].PublicKey)
 	c.Mint(t, own, 1000)
-	k.reserve = *uint256.NewInt(600) // as much again would be there
+	k.Reserve = *uint256.NewInt(600) // as much again would be there
 	k.passes()
 	k.has(600, 400)
 	c.Mine(t, 2)
@@ -155,7 +155,7 @@ func TestOldBalanceIsNotMoved(t *testing.T) {
 	late := badrpc.New(t, c.URL)
 	k, own := newTill(t, late.URL, c), crypto.PubkeyToAddress(c.Keys[1].PublicKey)
 	c.Mint(t, own, 1000)
-	k.reserve = *uint256.NewInt(600)
+	k.Reserve = *uint256.NewInt(600)
 	before := c.Head(t)
 	k.passes()
 	c.Mine(t, 6)
@@ -180,9 +180,12 @@ func TestSweepNeedsCoinAndToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.RPC(t, nil, "anvil_setBalance", own, "0x1")
-	if err := k.pass(t.Context()); !errors.Is(err, chain.ErrFunds) {
-		t.Errorf("without coin: %v", err)
+	for _, little := range []string{"0x1", "0x11c37937e08000"} { // 0.005 of a coin would pay for a transfer
+		c.RPC(t, nil, "anvil_setBalance", own, little)
+		if err := k.pass(t.Context()); !errors.Is(err, chain.ErrFunds) {
+			t.Errorf("with %s wei: %v", little, err)
+		}
+		k.has(1000, 0)
 	}
 	c.RPC(t, nil, "anvil_setBalance", own, "0x"+new(big.Int).Set(coin).Text(16))
 	resume := c.PauseToken(t)
@@ -219,7 +222,7 @@ func TestColdAddressIsCold(t *testing.T) {
 	if err := (Policy{To: cold, Every: -1}).Check(token, escrow); err == nil {
 		t.Error("a negative time")
 	}
-	if s := (Policy{}).Sweeper(&chain.Sender{}, token, uint256.Int{}, uint256.Int{}); s != nil {
+	if s := (Policy{}).Sweeper(&chain.Sender{}, Terms{Token: token}); s != nil {
 		t.Errorf("%+v", s)
 	}
 }
