@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/cli"
@@ -27,7 +30,7 @@ func checks(t *testing.T, args ...string) (string, error) {
 func TestDoctor(t *testing.T) {
 	c := chaintest.Anvil(t)
 	dir := t.TempDir()
-	t.Setenv(cli.KeyVariable, fmt.Sprintf("%064x", c.Keys[0].D))
+	t.Setenv(cli.KeyVariable, hex.EncodeToString(crypto.FromECDSA(c.Keys[0])))
 	file := filepath.Join(dir, "gpupay.toml")
 	err := os.WriteFile(file, fmt.Appendf(nil, "rpc = %q\nescrow = %q\ntoken = %q\n[serve]\ndb = \"provider.db\"\ngpu = \"sim:2\"\nprice = \"2.50\"\n", c.URL, c.Escrow.Hex(), c.Token.Hex()), 0o600)
 	if err != nil {

@@ -20,9 +20,8 @@ import (
 // endpoints looks at each endpoint by itself: whether it answers, for which chain, and how far it is behind the others.
 func (c *Config) endpoints(ctx context.Context) (all []Finding) {
 	type endpoint struct {
-		name      string
-		head      uint64
-		id, block uint64
+		name     string
+		id, head uint64
 	}
 	var up []endpoint
 	urls := strings.FieldsFunc(c.RPC, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
