@@ -1,7 +1,9 @@
 package metering
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -79,6 +81,17 @@ type Model struct {
 // Is reports whether a device is of the kind.
 func (m Model) Is(d Device) bool {
 	return ident.Printable(m.Name) == d.Name && ident.Alike(m.MemoryBytes, d.MemoryBytes) && (m.MIG == nil || *m.MIG == d.MIG)
+}
+
+// ErrModel is a device of a kind that a lease's offer does not have.
+var ErrModel = errors.New("device is of another kind than the lease's offer has")
+
+// Sells refuses a device that is of none of the Models: nobody pays for a record of it, and it shows that its payee broke the offer.
+func (l Lease) Sells(d Device) error {
+	if len(l.Models) == 0 || slices.ContainsFunc(l.Models, func(m Model) bool { return m.Is(d) }) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is a %s, the offer has %v", ErrModel, d.UUID, Model{Name: d.Name, MemoryBytes: d.MemoryBytes, MIG: &d.MIG}, l.Models)
 }
 
 // String names the kind as it stands in a refusal.

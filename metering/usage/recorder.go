@@ -9,6 +9,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/internal/ident"
 )
 
 // ErrFinal says that a lease's last record was already written.
@@ -59,7 +60,7 @@ type Draft struct {
 
 // Draft states one cut as the next record. Store it, with [Meter.Save], before you
 // have it signed: after a crash the same draft must be signed again, since another
-// record of its number would be a fork.
+// record of its number would be a fork. A device that is not of the offer's kinds is [metering.ErrModel].
 func (r *Recorder) Draft(evidence metering.Evidence, final bool) (Draft, error) {
 	record, err := r.next(evidence, final)
 	return Draft{Record: record, Evidence: evidence}, err
@@ -67,6 +68,15 @@ func (r *Recorder) Draft(evidence metering.Evidence, final bool) (Draft, error) 
 
 // Signer is the address of the metering key.
 func (r *Recorder) Signer() common.Address { return r.signer.Address() }
+
+// Sells refuses a device that no record of the lease may be of: see [metering.Lease.Sells].
+func (r *Recorder) Sells(d metering.Device) error {
+	d.Name = ident.Printable(d.Name) // as the meter has it
+	if err := r.lease.Sells(d); err != nil {
+		return fmt.Errorf("lease %s: %w", r.lease.ID, err)
+	}
+	return nil
+}
 
 // Digest is what a signature of a record is over.
 func (r *Recorder) Digest(record metering.Record) common.Hash { return record.Digest(r.domain) }
@@ -111,6 +121,11 @@ func (r *Recorder) Next(ctx context.Context, evidence metering.Evidence, final b
 func (r *Recorder) next(e metering.Evidence, final bool) (metering.Record, error) {
 	if err := e.Validate(); err != nil {
 		return metering.Record{}, err
+	}
+	for _, d := range e.Devices { // of one that was never described nothing is billed
+		if err := r.Sells(d.Device); d.Device.Name != "" && err != nil {
+			return metering.Record{}, err
+		}
 	}
 	if err := r.lease.Share.Match(e); err != nil {
 		return metering.Record{}, fmt.Errorf("lease %s: %w", r.lease.ID, err)

@@ -78,3 +78,34 @@ func TestRecorderRefuses(t *testing.T) {
 		t.Errorf("a lease of nothing: %v", err)
 	}
 }
+
+// TestRecorderRefusesAnotherModel: no record is drafted of a device that is described as none that the offer has, whether it bills its time or
+// not; one that nobody has described yet bills nothing, and may be in a record.
+func TestRecorderRefusesAnotherModel(t *testing.T) {
+	l := rig.Lease()
+	l.Models = []metering.Model{{Name: "Good GPU", MemoryBytes: 80 << 30}}
+	rec, err := usage.NewRecorder(l, rig.NewKey(t, 1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := rig.NewMeter(t)
+	draft := func(name string) error {
+		t.Helper()
+		if name != "" {
+			if err := m.Describe("nvml", metering.Device{UUID: l.Devices[0], Name: name, MemoryBytes: 80 << 30}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := rec.Draft(m.Cut(), false)
+		return err
+	}
+	if err := draft(""); err != nil {
+		t.Errorf("of one that is not described: %v", err)
+	}
+	if err := draft("Good GPU"); err != nil {
+		t.Errorf("of one that the offer has: %v", err)
+	}
+	if err := draft("Good GPU PCIe"); !errors.Is(err, metering.ErrModel) {
+		t.Errorf("of another one: %v", err)
+	}
+}

@@ -3,7 +3,6 @@ package verify
 import (
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/holiman/uint256"
 
@@ -21,13 +20,9 @@ func offered(l metering.Lease, e metering.Evidence) error {
 	if e.Simulated && !l.Simulated { // also where the offer names no devices: a simulated one is not looked for in other leases
 		return fmt.Errorf("%w: they are simulated, and the offer's are not", ErrDevices)
 	}
-	if len(l.Models) == 0 {
-		return nil
-	}
 	for _, d := range e.Devices {
-		if d.Nanos.Allocated > 0 && !slices.ContainsFunc(l.Models, func(m metering.Model) bool { return m.Is(d.Device) }) {
-			is := metering.Model{Name: d.Device.Name, MemoryBytes: d.Device.MemoryBytes, MIG: &d.Device.MIG}
-			return fmt.Errorf("%w: %s is a %s, the offer has %v", ErrDevices, d.Device.UUID, is, l.Models)
+		if err := l.Sells(d.Device); err != nil && d.Nanos.Allocated > 0 {
+			return fmt.Errorf("%w: %w", ErrDevices, err)
 		}
 	}
 	return nil

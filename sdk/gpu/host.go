@@ -169,10 +169,7 @@ func (h *HostAllocator) rentable() []string {
 	if kinds == nil {
 		kinds = &h.one
 	}
-	for _, d := range h.sick.Joined(kinds.Sells, all) {
-		all = append(all, d.UUID)
-	}
-	return all
+	return append(all, inventory.Without(inventory.Names(inventory.Those(h.sick.Listed(nil), kinds.Sells)), all)...)
 }
 
 // remember takes devices of a lease that is here for devices of this host.

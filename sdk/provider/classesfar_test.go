@@ -1,7 +1,6 @@
 package provider
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -17,13 +16,10 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/internal/testclock"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
-	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/cluster"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/renter"
-	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -196,45 +192,6 @@ func TestGatewaysOfTwoHosts(t *testing.T) {
 		t.Errorf("%d are free", *free)
 	}
 	a.inClass("h100").open(1, 300_000, "").record()
-}
-
-// disguised is a host that calls its GPUs by the name of better ones until it is told to stop.
-type disguised struct {
-	*sim.Source
-	shown atomic.Bool
-}
-
-func (d *disguised) Devices(ctx context.Context) ([]metering.Device, error) {
-	devices, err := d.Source.Devices(ctx)
-	for i := range devices {
-		if !d.shown.Load() {
-			devices[i].Name = "Simulated H100"
-		}
-	}
-	return devices, err
-}
-
-// TestRecordOfAnotherClassIsADispute: a record that bills GPUs of another class than the lease's offer sells is paid by nobody, and shows
-// what its payee did.
-func TestRecordOfAnotherClassIsADispute(t *testing.T) {
-	host := &disguised{Source: sim.New(2, sim.Options{Clock: testclock.Process(), Models: []string{"Simulated A100"}})}
-	r := newRig(t, quiet, generousCredit, twoKinds, func(c *Config) { c.Source = host })
-	host.shown.Store(true)
-	client := r.renter(t, filepath.Join(t.TempDir(), "renter.db"), func(c *renter.Config) { c.MaxCredit = 2 * time.Hour })
-	l, err := client.Rent(t.Context(), r.server.URL, renter.Options{Class: "h100", Deposit: "0.3"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var dispute *wallet.Dispute
-	if err := l.Run(t.Context()); !errors.As(err, &dispute) || !errors.Is(err, verify.ErrDevices) || !strings.Contains(err.Error(), "Simulated A100") {
-		t.Errorf("%v", err)
-	}
-	if paid := l.Snapshot().Paid; !paid.IsZero() {
-		t.Errorf("%s are paid", paid.Dec())
-	}
-	if kept, err := l.Evidence(t.Context()); err != nil || len(kept) == 0 {
-		t.Errorf("%d kept, %v", len(kept), err)
-	}
 }
 
 // TestMeteredRouteOfAClass: a route's requests cost what the class of its GPUs does, and one of GPUs of two classes is refused.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gpupay/gpupay/metering"
 )
@@ -15,14 +16,22 @@ type Offered struct {
 	Sick    Quarantine        // of them, for who asks how they are
 }
 
-// List is what was listed at the start, and what was away then and came back since, as far as it is rented out.
-func (o *Offered) List() []metering.Device {
-	return append(Those(o.Devices, o.Kinds.Sells), o.Sick.Joined(o.Kinds.Sells, Names(o.Devices))...)
-}
+// List is what was listed at the start, and what was away then and came back since, as it was listed last, and as far as it is rented out.
+func (o *Offered) List() []metering.Device { return Those(o.Sick.Listed(o.Devices), o.Kinds.Sells) }
 
 // Of are the devices of a class.
 func (o *Offered) Of(class string) []metering.Device {
 	return Those(o.List(), func(d metering.Device) bool { id, ok := o.Kinds.Of(d); return ok && id == class })
+}
+
+// Are asks whether some devices are what they were sold as, those that were listed at the start: a driver may name them otherwise since.
+func (o *Offered) Are(devices []string, sold func(metering.Device) error) error {
+	for _, d := range o.Devices {
+		if err := sold(d); err != nil && slices.Contains(devices, d.UUID) {
+			return err
+		}
+	}
+	return nil
 }
 
 func (o *Offered) names() []string { return Names(o.List()) }

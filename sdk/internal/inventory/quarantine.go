@@ -235,12 +235,25 @@ func (q *Quarantine) rest(devices []string) bool {
 	return !slices.ContainsFunc(devices, func(uuid string) bool { return !now.Before(q.rests[uuid].until) })
 }
 
-// Joined are the devices that were listed at any time, are rented out, and are not among those that are known: lost when the program
-// started, and back since.
-func (q *Quarantine) Joined(sold func(metering.Device) bool, known []string) []metering.Device {
+// Listed are devices as they were listed last, a driver may have named them otherwise since, and after them those that were listed at any
+// time and are not among them: lost when the program started, and back since.
+func (q *Quarantine) Listed(known []metering.Device) []metering.Device {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(q.ever), func(d metering.Device) bool { return slices.Contains(known, d.UUID) || !sold(d) })
+	all := slices.Clone(known)
+	for _, d := range q.ever {
+		if i := indexOf(all, d); i >= 0 {
+			all[i] = d
+		} else {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+// indexOf is where a device is in a list, by its UUID; -1 where it is not.
+func indexOf(all []metering.Device, d metering.Device) int {
+	return slices.IndexFunc(all, func(e metering.Device) bool { return e.UUID == d.UUID })
 }
 
 // look lists the devices. One look is under way at most.
@@ -254,7 +267,9 @@ func (q *Quarantine) look(source metering.Source) <-chan singleflight.Result {
 		q.at, q.err, q.listed = time.Now(), err, make(map[string]bool, len(all))
 		for _, d := range all {
 			q.listed[d.UUID] = true
-			if !slices.ContainsFunc(q.ever, func(e metering.Device) bool { return e.UUID == d.UUID }) {
+			if i := indexOf(q.ever, d); i >= 0 {
+				q.ever[i] = d
+			} else {
 				q.ever = append(q.ever, d)
 			}
 		}

@@ -115,6 +115,7 @@ func (r *records) Make(ctx context.Context, final bool) error {
 	}
 	draft, err := r.recorder.Draft(r.Meter.Cut(), final)
 	if err != nil {
+		r.Fence.Check(err)
 		r.Deps.Log.Error("usage record could not be made", "lease", r.ID, "error", err)
 		return err
 	}

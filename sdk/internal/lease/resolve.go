@@ -254,8 +254,8 @@ func (h *Manager) overOn(s channel.State) string {
 	return ""
 }
 
-// mayGoOn refuses to sign on for a lease whose later records this database has forgotten, or whose records another key than ours signs: no
-// renter would take what we sign.
+// mayGoOn refuses to sign on for a lease whose later records this database has forgotten, whose records another key than ours signs, or whose
+// devices are not what its offer sells: no renter would take what we sign.
 func (h *Manager) mayGoOn(ctx context.Context, l *Lease, row leasestore.Row) error {
 	if row.Command == leasestore.ErrRolledBack.Error() || l.Fence.Aborted.Load() {
 		return leasestore.ErrRolledBack // another gateway knows it, or the chain
@@ -266,6 +266,9 @@ func (h *Manager) mayGoOn(ctx context.Context, l *Lease, row leasestore.Row) err
 	key := l.Records.recorder.Signer()
 	if bound := row.SigningKey(*l.Offer); bound != key {
 		return OverError(fmt.Sprintf("its records are signed with metering key %s, and this host has %s now", bound, key))
+	}
+	if err := h.Offered.Are(l.Allocation.Devices, l.Records.recorder.Sells); err != nil {
+		return OverError(err.Error())
 	}
 	return h.unforked(ctx, l)
 }

@@ -26,7 +26,17 @@ type Fence struct {
 
 	Lost      atomic.Bool // another gateway has it, or may: nothing of it is touched here any more
 	Elsewhere atomic.Bool // another gateway has it: the database says so, or the file that this host's gateways share
-	Aborted   atomic.Bool // more was signed of it than the database has: nothing is signed any more, and it ends
+	Aborted   atomic.Bool // more was signed of it than the database has, or its devices are not what its offer sells: nothing is signed any more, and it ends
+
+	unsold atomic.Pointer[string] // of which device
+}
+
+// Why says in words why it is Aborted.
+func (f *Fence) Why() string {
+	if unsold := f.unsold.Load(); unsold != nil {
+		return *unsold
+	}
+	return leasestore.ErrRolledBack.Error()
 }
 
 // Command has the allocator do something, in the term that is ours only: another
@@ -54,13 +64,17 @@ func (f *Fence) Command(ctx context.Context, do func(context.Context, gpu.Alloca
 }
 
 // Check hears that the lease is another gateway's now, or that the database is
-// older than what was signed from it.
+// older than what was signed from it, or that its devices are described as others than its offer sells.
 func (f *Fence) Check(err error) {
 	switch {
 	case errors.Is(err, leasestore.ErrNotOwner):
 		f.Elsewhere.Store(true)
 		f.Lost.Store(true)
 	case errors.Is(err, highwater.ErrBehind), errors.Is(err, leasestore.ErrRolledBack), errors.Is(err, channel.ErrLower):
+		f.Aborted.Store(true)
+	case errors.Is(err, metering.ErrModel):
+		text := err.Error()
+		f.unsold.Store(&text)
 		f.Aborted.Store(true)
 	}
 }
