@@ -30,6 +30,18 @@ func (o Offer) ClassID() string {
 	return o.Class.ID
 }
 
+// Sells reports whether what an offer of now has is what this one sells, which a
+// lease under it is billed for: a name may have been given to other GPUs since.
+func (o Offer) Sells(now Offer) bool {
+	sold := o.Meters(metering.Lease{})
+	for _, m := range now.Meters(metering.Lease{}).Models {
+		if sold.Sells(metering.Device{Name: m.Name, MemoryBytes: m.MemoryBytes, MIG: m.MIG != nil && *m.MIG}) != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func (c Class) model() metering.Model {
 	return metering.Model{Name: c.Model, MemoryBytes: c.MemoryBytes, MIG: &c.MIG}
 }

@@ -114,10 +114,13 @@ func (d *Admission) canBegin(offer wire.SignedOffer, gpus int) error {
 	if err := d.Leases.TakesLeases(); err != nil {
 		return err
 	}
-	if _, err := d.Leases.Of(offer.ClassID()); err != nil { // the provider was started with other classes since
+	now, err := d.Leases.Of(offer.ClassID())
+	switch {
+	case err != nil: // the provider was started with other classes since
 		return err
-	}
-	if offer.ExpiredAt(time.Now()) {
+	case !offer.Sells(now.Offer): // or gave the name to other GPUs, which would be counted for those that are let
+		return wire.PaymentExpired.With("the offer %s is for other GPUs than this provider has by that name now: ask again for the price", offer.Hash)
+	case offer.ExpiredAt(time.Now()):
 		return wire.PaymentExpired.With("the offer %s has expired: ask again for the price", offer.Hash)
 	}
 	if least := wire.MinCredit(gpus, d.Tick); d.Credit < least {

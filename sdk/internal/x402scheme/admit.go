@@ -61,13 +61,20 @@ type core struct {
 type running struct {
 	gpus    int    // 0: none runs
 	class   string // of them
+	sold    bool   // one begins under that name that gets such GPUs
 	current bool   // it is of the price of a request
+}
+
+// running is what runs under an offer.
+func (d *core) running(gpus int, offer wire.SignedOffer, current bool) running {
+	now, err := d.Leases.Of(offer.ClassID())
+	return running{gpus, offer.ClassID(), err == nil && offer.Sells(now.Offer), current}
 }
 
 // runs is what runs on a request's channel.
 func (d *core) runs(ctx context.Context, r *Request) (running, error) {
 	if l := d.Leases.Running(r.ID); l != nil {
-		return running{len(l.Allocation.Devices), l.Offer.ClassID(), l.Price == r.Route.Price}, nil
+		return d.running(len(l.Allocation.Devices), *l.Offer, l.Price == r.Route.Price), nil
 	}
 	if !d.Shared {
 		return running{}, nil
@@ -81,17 +88,17 @@ func (d *core) runs(ctx context.Context, r *Request) (running, error) {
 		return running{}, err
 	}
 	price, err := offer.Price()
-	return running{row.GPUs, offer.ClassID(), price == r.Route.Price}, err
+	return d.running(row.GPUs, offer, price == r.Route.Price), err
 }
 
 // fits refuses a request for GPUs of another class than the channel's lease has, unless nobody can ask for those any more; is reports
-// whether the lease goes on for it. Where it is of another price, or of no class that there is, it ends and the next one begins.
+// whether the lease goes on for it. Where it is of another price, or of GPUs that there are by no name, it ends and the next one begins.
 func (d *core) fits(r *Request, now running) (is bool, err error) {
 	if now.gpus == 0 {
 		return false, nil
 	}
 	if now.class != r.Route.Class {
-		if _, gone := d.Leases.Of(now.class); gone != nil {
+		if !now.sold {
 			return false, nil
 		}
 		return false, errConflict.With("the lease that runs on channel %s has GPUs of class %q, the request is for class %q: take a refund, which ends it, or wait until it ends", r.ID, now.class, r.Route.Class)
@@ -104,7 +111,7 @@ func (d *core) fits(r *Request, now running) (is bool, err error) {
 
 // back is how many GPUs of the request's class the lease gives back that ends for it.
 func (now running) back(r *Request) int {
-	if now.class != r.Route.Class {
+	if now.class != r.Route.Class || !now.sold {
 		return 0
 	}
 	return now.gpus
@@ -130,7 +137,8 @@ func (d *core) attach(ctx context.Context, r *Request, tab x402server.Account, n
 		return d.Let(ctx, r, tab, r.Route.GPUs, note.Lease)
 	}
 	n := len(l.Allocation.Devices)
-	if _, err := d.fits(r, running{n, l.Offer.ClassID(), l.Price == r.Route.Price}); err != nil {
+	goesOn, err := d.fits(r, d.running(n, *l.Offer, l.Price == r.Route.Price))
+	if err != nil {
 		d.Leases.Detach(l)
 		return nil, err
 	}
@@ -144,7 +152,7 @@ func (d *core) attach(ctx context.Context, r *Request, tab x402server.Account, n
 		d.Leases.Detach(l)
 		return nil, err
 	}
-	if l.Price != r.Route.Price || l.Offer.ClassID() != r.Route.Class { // it ends with the record that answers this request, and the next one begins another
+	if !goesOn { // it ends with the record that answers this request, and the next one begins another
 		if err := d.EndNewest(ctx, r, "the price changed"); err != nil {
 			d.Leases.Detach(l)
 			return nil, err
