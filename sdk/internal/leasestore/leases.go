@@ -91,14 +91,18 @@ func (s Leases) SetState(ctx context.Context, id common.Hash, term int64, state 
 
 // SetEnded ends a lease, at the time at which it was asked to, where that is on disk. Where its devices are held they are
 // still to be taken back, and what its node metered last is still to be taken over: by whichever gateway can. One that is over and whose
-// devices nobody asks for any more stays so: who waited for its node for longer was given up.
+// devices nobody asks for any more stays so, unless the table has them: who waited for its node for longer was given up.
 func (s Leases) SetEnded(ctx context.Context, id common.Hash, term int64, reason string, held bool) error {
 	flag := 0
 	if held {
 		flag = 1
 	}
+	givenUp := `state = 'ended' AND held = 0`
+	if s.db.Shared() {
+		givenUp += ` AND NOT EXISTS (SELECT 1 FROM lease_devices WHERE lease = leases.id)`
+	}
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		err := requireOwner(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, held = CASE WHEN state = 'ended' AND held = 0 THEN 0 ELSE ? END, owner = CASE WHEN ? = 1 THEN '' ELSE owner END,
+		err := requireOwner(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = 'ended', reason = ?, held = CASE WHEN `+givenUp+` THEN 0 ELSE ? END, owner = CASE WHEN ? = 1 THEN '' ELSE owner END,
 			ended_at = CASE WHEN state IN ('ending', 'ended') AND ended_at > 0 THEN ended_at ELSE ? END WHERE id = ? AND term = ?`),
 			reason, flag, flag, time.Now().Unix(), id.Hex(), term))
 		if err != nil {
