@@ -34,17 +34,16 @@ type Class struct {
 	Log       *slog.Logger
 }
 
-// Pool names the devices that are rented out here: reservations of another host, none of whose devices these are, or of another class
-// are nothing to it. One gateway of a host may know a device that was lost when another one started.
+// Pool names the devices that are rented out here, those included that were lost at the start and are back: reservations of another host,
+// none of whose devices these are, or of another class are nothing to it. One gateway of a host may know a device that another one does not.
 func (c *Class) Pool() string {
 	if c.Nodes != nil {
 		return strings.TrimSpace("nodes " + c.ID)
 	}
-	all := c.Offered.Devices // of the start: it does not change while others count by it
-	if c.ID != "" {
-		all = inventory.Those(all, func(d metering.Device) bool { id, ok := c.Offered.Kinds.Of(d); return ok && id == c.ID })
+	names := inventory.Names(c.Offered.Of(c.ID))
+	if host, known := c.Allocator.(inventory.Keeper); known && c.ID == "" { // which hears of them first
+		names = append(names, inventory.Without(host.Inventory().Devices(), names)...)
 	}
-	names := inventory.Names(all)
 	slices.Sort(names)
 	return strings.Join(names, "\n")
 }
