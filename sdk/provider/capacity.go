@@ -24,7 +24,7 @@ func (p *Server) listGPUs(ctx context.Context) (err error) {
 		p.config.Allocator = gpu.HostOf(ctx, p.config.Source)
 	}
 	offered := &p.leases.Offered
-	offered.Kinds.Classes = p.config.classes()
+	offered.Kinds.Classes, offered.Kinds.Log = p.config.classes(), p.config.Log
 	if a, ok := p.config.Allocator.(inventory.Keeper); ok && len(p.config.Classes) > 0 {
 		a.Inventory().Sell(&offered.Kinds)
 	}

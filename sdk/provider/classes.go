@@ -15,7 +15,7 @@ type Class struct {
 	// ID is what renters ask for it by, such as "h100": 1 to 63 of a-z, 0-9 and -.
 	ID string
 	// Model is what the driver's name of its GPUs contains, in whatever case, such as "H100 80GB HBM3"; ID if empty. A GPU that two
-	// classes name is refused; one that none names is not rented out.
+	// classes name is refused, or not rented out where it comes later; one that none names is not rented out.
 	Model string
 	// MemoryBytes tells GPUs of one name apart; any if zero.
 	MemoryBytes uint64

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -318,4 +320,41 @@ func TestLeaseFromBeforeClassesGoesOn(t *testing.T) {
 	}
 	final := lease.release()
 	lease.pay(final.Owed.Uint64())
+}
+
+// TestGPUOfTwoClassesThatComesLater: a GPU that two classes name is rented out for the price of neither, also where it was not there when the
+// program started, and that is said once. The next start is refused.
+func TestGPUOfTwoClassesThatComesLater(t *testing.T) {
+	var host *later
+	var log testrig.Log
+	r := newRig(t, quiet, generousCredit, twoKinds, func(c *Config) {
+		host = &later{Source: c.Source.(*sim.Source)}
+		c.Source, c.Log = host, slog.New(slog.NewTextHandler(&log, nil))
+		c.Classes = []Class{{ID: "h100"}, {ID: "cheap", Model: "a100", PricePerGPUHour: "0.36"}, {ID: "dear", Model: "simulated a", PricePerGPUHour: "36"}}
+	})
+	host.all.Store(true)
+	for range 3 {
+		r.provider.leases.Offered.Sick.Expire()
+		if err := r.provider.offers.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, offer := range r.provider.Offers() {
+		if offer.ClassID() != "h100" {
+			t.Errorf("GPUs that two classes name are sold as %s: %+v", offer.ClassID(), offer.Amount)
+		}
+	}
+	if free := fmt.Sprint(*r.provider.free("h100"), *r.provider.free("cheap"), *r.provider.free("dear")); free != "2 0 0" {
+		t.Errorf("%s are free", free)
+	}
+	for _, uuid := range kindOf["a100"] {
+		if n := strings.Count(log.String(), "not rented out, and the next start would be refused\" gpu="+uuid); n != 1 {
+			t.Errorf("that %s is not rented out is said %d times:\n%s", uuid, n, log.String())
+		}
+	}
+	config := r.config
+	config.Database = filepath.Join(t.TempDir(), "p.db")
+	if _, err := New(t.Context(), config); err == nil || !strings.Contains(err.Error(), "both class cheap and class dear") {
+		t.Errorf("the next start: %v", err)
+	}
 }

@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -38,16 +39,29 @@ func (all Classes) IDs() []string {
 	return ids
 }
 
-// Of is the class of a device: the empty one where there are none. It is false for a device of no class, which is not rented out.
+// Of is the class of a device: the empty one where there are none. It is false for a device of no class, or of two, which is not rented out:
+// nobody said for which price.
 func (all Classes) Of(d metering.Device) (id string, ok bool) {
 	if len(all) == 0 {
 		return "", true
 	}
-	i := slices.IndexFunc(all, func(c Class) bool { return c.names(d) })
-	if i < 0 {
-		return "", false
+	if named := all.naming(d); len(named) == 1 {
+		return named[0].ID, true
 	}
-	return all[i].ID, true
+	return "", false
+}
+
+// naming are the classes that name a device.
+func (all Classes) naming(d metering.Device) Classes {
+	return slices.DeleteFunc(slices.Clone(all), func(c Class) bool { return !c.names(d) })
+}
+
+// ambiguous refuses a device that two classes name.
+func (all Classes) ambiguous(d metering.Device) error {
+	if named := all.naming(d); len(named) > 1 {
+		return fmt.Errorf("%s is a %s, which both class %s and class %s name: say Model more exactly, or MemoryBytes", d.UUID, d.Name, named[0].ID, named[1].ID)
+	}
+	return nil
 }
 
 // Check refuses devices that one price would sell though they are of several kinds: who pays for a whole GPU may get a slice. It also
@@ -55,11 +69,10 @@ func (all Classes) Of(d metering.Device) (id string, ok bool) {
 func (all Classes) Check(devices []metering.Device) error {
 	of := make(map[string][]metering.Device)
 	for _, d := range devices {
-		id, ok := all.Of(d)
-		if i := slices.IndexFunc(all, func(c Class) bool { return c.ID != id && c.names(d) }); ok && i >= 0 {
-			return fmt.Errorf("%s is a %s, which both class %s and class %s name: say Model more exactly, or MemoryBytes", d.UUID, d.Name, id, all[i].ID)
+		if err := all.ambiguous(d); err != nil {
+			return err
 		}
-		if ok {
+		if id, ok := all.Of(d); ok {
 			of[id] = append(of[id], d)
 		}
 	}
@@ -77,27 +90,44 @@ func (all Classes) Check(devices []metering.Device) error {
 // classes.
 type Kinds struct {
 	Classes Classes
+	Log     *slog.Logger // says once of a device that comes later, and that Check would have refused, that it is not rented out; nil: nobody hears of it
 
 	mu    sync.Mutex
 	first map[string]metering.Device // of each class
+	said  map[string]bool            // by device
 }
 
 // Of is the class of a device, false for one that is not rented out.
 func (k *Kinds) Of(d metering.Device) (id string, ok bool) {
-	if id, ok = k.Classes.Of(d); !ok {
-		return "", false
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if id, ok = k.Classes.Of(d); !ok {
+		k.leave(d, k.Classes.ambiguous(d))
+		return "", false
+	}
 	first, known := k.first[id]
 	switch {
 	case known:
-		return id, Alike(first, d)
+		err := OfOneKind([]metering.Device{first, d})
+		k.leave(d, err)
+		return id, err == nil
 	case k.first == nil:
 		k.first = make(map[string]metering.Device)
 	}
 	k.first[id] = d
 	return id, true
+}
+
+// leave says once that a device is not rented out, where there is a reason to say. The caller holds mu.
+func (k *Kinds) leave(d metering.Device, why error) {
+	if why == nil || k.Log == nil || k.said[d.UUID] {
+		return
+	}
+	if k.said == nil {
+		k.said = make(map[string]bool)
+	}
+	k.said[d.UUID] = true
+	k.Log.Warn("a GPU is not rented out, and the next start would be refused", "gpu", d.UUID, "error", why)
 }
 
 // Sells reports whether a device is rented out.
