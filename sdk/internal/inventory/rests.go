@@ -69,6 +69,7 @@ func (s *Sharing) Run(ctx context.Context) {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 			defer cancel()
+			s.Sick[0].ends()
 			if news, _ := s.Sick[0].news(); len(news) > 0 {
 				s.Pass(last)
 			}
@@ -140,6 +141,18 @@ func (q *Quarantine) stir() {
 	}
 }
 
+// ends has each rest be news that ends later than the book has it, by however little: nobody writes it later.
+func (q *Quarantine) ends() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for uuid, r := range q.rests {
+		if r.healed.IsZero() && r.until.After(r.kept) {
+			r.changed = q.time()
+			q.rests[uuid] = r
+		}
+	}
+}
+
 // news is what the book does not have, and the time of that.
 func (q *Quarantine) news() (all []Rest, at time.Time) {
 	q.mu.Lock()
@@ -160,7 +173,8 @@ func (q *Quarantine) news() (all []Rest, at time.Time) {
 }
 
 // learn takes what the book has, as it was up to late ago, and which of it this process wrote: what was news at a time. A book that has a
-// rest no more, or as it was before, was put back to an earlier moment: what is known here is news again.
+// rest no more, or as it was before, was put back to an earlier moment: what is known here is news again. A failure after a heal of which is
+// known here is no such row, whatever its version: the database may have gone over to a server whose clock is behind.
 func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -188,7 +202,7 @@ func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Durati
 			continue
 		}
 		ours := slices.ContainsFunc(written, func(w Rest) bool { return w.Device == has.Device && w.Version == has.Version })
-		if has.Version < r.version && !ours {
+		if has.Version < r.version && !ours && !r.before(has, now) {
 			r.version, r.kept, r.changed = has.Version, now.Add(has.Left-late), now
 			q.rests[has.Device] = r
 			q.stir()
@@ -199,6 +213,11 @@ func (q *Quarantine) learn(all, written []Rest, told time.Time, late time.Durati
 		}
 		q.rests[has.Device] = r.learned(has, ours, now.Add(-late))
 	}
+}
+
+// before reports whether a device was metered before it failed as the book has it now.
+func (r rest) before(has Rest, now time.Time) bool {
+	return !has.Healed && !r.healed.IsZero() && now.Add(has.Left-has.Span).After(r.healed)
 }
 
 // learned is a rest after the book has said what it has of it. What was heard here since the book was told stands where the book has what

@@ -219,7 +219,7 @@ func TestRestThatABookOfBeforeHas(t *testing.T) {
 	pass(2 * time.Minute)
 	s.hear((*Quarantine).Heals)
 	s.Pass(t.Context())
-	book.rows["a"] = Rest{Device: "a", Version: 5, Span: time.Hour, Left: time.Hour}
+	book.rows["a"] = Rest{Device: "a", Version: 5, Span: time.Hour, Left: 50 * time.Minute}
 	s.Pass(t.Context())
 	s.lets(t, true, "healed, beside a book that was put back")
 	s.Pass(t.Context())
