@@ -57,7 +57,7 @@ func (w *world) set() {
 			ID: id, Model: "m", Revision: rapid.SampledFrom(some).Draw(w.T, "revision"), Quantization: rapid.SampledFrom(some).Draw(w.T, "quantization"),
 			Region: rapid.SampledFrom(some).Draw(w.T, "region"), Policies: some[:rapid.IntRange(0, 3).Draw(w.T, "policies")],
 			Price: route.Price{
-				PerSlotSecond:  route.Nanos(rapid.Uint64Range(0, 60e9).Draw(w.T, "slot")),
+				PerSlotSecond:  w.nano("slot"),
 				PerOutputToken: route.Nanos(rapid.SampledFrom([]uint64{0, 0, 4e8}).Draw(w.T, "token")),
 			},
 			MaxInFlight: rapid.IntRange(0, 3).Draw(w.T, "max in flight"),
@@ -67,6 +67,9 @@ func (w *world) set() {
 	if err := w.router.Set(w.endpoints); err != nil {
 		w.Fatal(err)
 	}
+	w.flying = slices.DeleteFunc(w.flying, func(c *route.Choice) bool { // of those that are gone the router knows nothing any more
+		return !slices.ContainsFunc(w.endpoints, func(e route.Endpoint) bool { return same(e, c.Endpoint) })
+	})
 }
 
 func (w *world) request() route.Request {
@@ -99,10 +102,14 @@ func named(e route.Endpoint, r route.Request) bool {
 		(r.Quantizations == nil || e.Quantization == "x") && (r.Regions == nil || e.Region == "x") && (r.Policies == nil || slices.Contains(e.Policies, "x"))
 }
 
+func same(a, b route.Endpoint) bool {
+	return a.ID == b.ID && a.Revision == b.Revision && a.Quantization == b.Quantization
+}
+
 func (w *world) busy(e route.Endpoint) bool {
 	n := 0
 	for _, c := range w.flying {
-		if c.Endpoint.ID == e.ID && c.Endpoint.Revision == e.Revision && c.Endpoint.Quantization == e.Quantization {
+		if same(c.Endpoint, e) {
 			n++
 		}
 	}
@@ -130,7 +137,7 @@ func (w *world) choose() {
 	}
 	e := c.Endpoint
 	switch {
-	case in == 0, !named(e, r), c.LastResort != (closed == 0):
+	case in == 0, !named(e, r), w.busy(e), c.LastResort != (closed == 0):
 		w.Fatalf("%+v for %+v: %d may take it, %d are closed, last resort %v", e, r, in, closed, c.LastResort)
 	case c.Reserve.Cmp(r.Budget) > 0, r.Cap != nil && c.Reserve.Cmp(w.caps[e.ID]) > 0:
 		w.Fatalf("%s reserved at %s, budget %s, cap %s", c.Reserve, e.ID, r.Budget, w.caps[e.ID])
