@@ -93,6 +93,20 @@ func TestNodesOfAClassAreOfOneKind(t *testing.T) {
 	}
 }
 
+// TestNodeOfTwoClasses: a node whose GPUs two classes name begins no lease, and its operator is told which two.
+func TestNodeOfTwoClasses(t *testing.T) {
+	good := newOutpost(t)
+	both := newCheapOutpost(t, good)
+	r := newRig(t, good.link, generousCredit, func(c *Config) {
+		c.Nodes.Links = append(c.Nodes.Links, NodeLink{Name: "south", URL: both.server.URL})
+		c.Classes, c.Log = []Class{{ID: "good", Model: "simulated gpu"}, {ID: "cheap"}, {ID: "other", Model: "cheap g"}}, slog.New(slog.DiscardHandler)
+	})
+	both.refused(r)
+	if why := r.health().Refused["south"]; !strings.Contains(why, "both class cheap and class other name") {
+		t.Errorf("it is refused as %s", why)
+	}
+}
+
 // TestX402TicksOfAClass: who pays by ticks has GPUs of the class that it names, at the price of that; on a channel whose lease is of one
 // class no other is to be had before it ends, and a request that names none is told of both.
 func TestX402TicksOfAClass(t *testing.T) {

@@ -163,7 +163,9 @@ func (p *pass) enlist(ctx context.Context, node string, devices []metering.Devic
 // alike refuses a node whose devices are of several kinds, of another one than those of their class, or of no class.
 func (p *pass) alike(devices []metering.Device, others []enlisted) error {
 	class, ok := p.class.Of(devices[0])
-	if !ok {
+	if err := p.class.Check(devices); !ok && err != nil { // of two classes
+		return err
+	} else if !ok {
 		return fmt.Errorf("%s is a %s with %d bytes, which is of no class of this provider's (%s)", devices[0].UUID, devices[0].Name, devices[0].MemoryBytes, strings.Join(p.class.IDs(), ", "))
 	}
 	all := slices.Clone(devices)
