@@ -172,7 +172,8 @@ func OpenFor(ctx context.Context, configured, database string, key common.Addres
 }
 
 // marksPath is where the file is by default: beside a database that is a file, and
-// in this user's state directory where the database is a server's.
+// in this user's state directory where the database is a server's. There it has the name of the metering key with which it was made, and is
+// the same one with another key: it knows who has the devices, and the nonces of the payee's transactions.
 func marksPath(database string, key common.Address) (string, error) {
 	if !strings.Contains(database, "://") {
 		return database + ".signed", nil
@@ -192,5 +193,26 @@ func marksPath(database string, key common.Address) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("HighWater is empty and the default directory cannot be made: give the path of a file on this host that remembers which records were signed: %w", err)
 	}
-	return filepath.Join(dir, key.Hex()+".signed"), nil
+	path := filepath.Join(dir, key.Hex()+".signed")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return path, nil // if it cannot be read Open says why
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("HighWater is empty and the default directory cannot be read: %w", err)
+	}
+	var made []string
+	for _, file := range files {
+		if name := file.Name(); strings.HasPrefix(name, "0x") && strings.HasSuffix(name, ".signed") {
+			made = append(made, filepath.Join(dir, name))
+		}
+	}
+	switch len(made) {
+	case 0:
+		return path, nil
+	case 1:
+		return made[0], nil
+	default:
+		return "", fmt.Errorf("HighWater is empty, this metering key has no file in %s, and other keys have several: one knows which leases this database's GPUs are in. Give the path of the one that was in use before the key was changed, or of a new one for a provider that is new: %s", dir, strings.Join(made, ", "))
+	}
 }
