@@ -13,16 +13,17 @@ import (
 
 	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
 )
 
-// TestTermsOfADatabaseFromBefore: a command of an older term than the file of this host has is run where the database says that this is
-// the lease's term, as after a restore, and where it has forgotten a lease whose renter still has its GPUs; and refused where the database
-// does not answer. A file that cannot be written holds up no command.
+// TestTermsOfADatabaseFromBefore: where the database says that a lease is in an older term than the file of this host has, as after a restore, a
+// term above the file's begins, and commands are run in that alone. Where it has forgotten a lease whose renter still has its GPUs they are
+// run in the file's; where it does not answer in none. A file that cannot be written holds up no command.
 func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	address, line := through(t, pgtest.URL(t))
-	host := newHostOf(t, 2, "")
+	host := newHostOf(t, 2, `echo "term $GPUPAY_TERM" >> $(dirname $0)/calls`)
 	r := newRig(t, generousCredit, func(c *Config) {
 		c.Database, c.Takeover, c.Allocator, c.Log = address, time.Minute, host.allocator(), slog.New(slog.DiscardHandler)
 	})
@@ -38,23 +39,33 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	a := l.Allocation
 	run := func() error { return r.provider.leases.Deps.Placer.Resume(t.Context(), a) }
 	raise(a.LeaseID, 7)
-	if err := run(); err != nil {
-		t.Errorf("the database says that it is this term: %v", err)
-	}
-	if err := marks.Enter(t.Context(), a.LeaseID, 2, time.Time{}); err != nil { // the file has the database's word
-		t.Error(err)
-	}
-	raise(a.LeaseID, 7)
-	line.set(true)
 	before := host.calls()
+	if err := run(); !errors.Is(err, leasestore.ErrNotOwner) || host.calls() != before {
+		t.Errorf("the database says that it is this term, and the file that it was a later one: %v, after\n%s", err, strings.TrimPrefix(host.calls(), before))
+	}
+	if a.Term = lease.row().Term; a.Term != 8 {
+		t.Errorf("the lease is in term %d of the database, not 8", a.Term)
+	}
+	if err := run(); err != nil {
+		t.Errorf("in the term that began: %v", err)
+	}
+	if err := marks.Enter(t.Context(), a.LeaseID, 7, time.Time{}); !errors.Is(err, highwater.ErrNewerTerm) {
+		t.Errorf("the file was lowered: %v", err)
+	}
+	raise(a.LeaseID, 9)
+	line.set(true)
+	before = host.calls()
 	if err := run(); !errors.Is(err, leasestore.ErrNotOwner) || host.calls() != before {
 		t.Errorf("the database does not answer: %v, after\n%s", err, strings.TrimPrefix(host.calls(), before))
 	}
 	line.set(false)
-	raise(a.LeaseID, 7)
-	waitFor(t, func() bool { return run() == nil })
+	raise(a.LeaseID, 8)
+	waitFor(t, func() bool {
+		_, err := r.provider.store.Leases.Term(t.Context(), a.LeaseID)
+		return err == nil && run() == nil
+	})
 	row := lease.row()
-	row.Term = 8
+	row.Term = 12
 	undone := func() bool {
 		before := host.calls()
 		r.provider.gateway.Undo(t.Context(), l, row)
@@ -75,8 +86,12 @@ func TestTermsOfADatabaseFromBefore(t *testing.T) {
 	if err := marks.Hand(t.Context(), "", gone.LeaseID, gone.Devices, true); err != nil {
 		t.Fatal(err)
 	}
+	before = host.calls()
 	if err := placer.Suspend(t.Context(), gone); err != nil {
 		t.Errorf("the database has forgotten the lease, whose renter has its GPUs: %v", err)
+	}
+	if ran := strings.TrimPrefix(host.calls(), before); !strings.Contains(ran, "term 2\n") {
+		t.Errorf("it is suspended in another term than the file's: %s", ran)
 	}
 
 	db, err := sqlx.Open("sqlite3", "file:"+r.config.Records.HighWater+"?_txlock=immediate&_busy_timeout=5000")

@@ -72,16 +72,16 @@ func (c *Class) Left(ctx context.Context, others []cluster.Kept) (int, error) {
 	case !known && len(untold) > 0: // it might hand out one of them, when a deposit was sent for another
 		return 0, nil
 	case !known:
-		return c.beside(cluster.Beside(others, nil))
+		return c.beside(cluster.Beside(others, nil), lost)
 	case len(others) == 0 && len(lost) == 0:
-		return c.beside(nil)
+		return c.beside(nil, nil)
 	}
 	for { // until no lease began or ended in between: one that did would count twice, or not at all
 		held, err := host.Inventory().Book().Held(ctx)
 		if err != nil {
 			return 0, err
 		}
-		left, err := c.beside(cluster.Beside(others, held))
+		left, err := c.beside(cluster.Beside(others, held), nil)
 		if err != nil {
 			return 0, err
 		}
@@ -99,17 +99,18 @@ func (c *Class) lost(ctx context.Context) (lost, untold []string, err error) {
 		return nil, nil, err
 	}
 	offered := inventory.Names(c.Offered.Of(c.ID))
-	return inventory.Both(lost, offered), inventory.Both(untold, offered), err
+	return inventory.Both(offered, lost), inventory.Both(offered, untold), err
 }
 
-func (c *Class) beside(others []int) (int, error) {
+// beside is how many there are but those that others keep, and, where the allocator does not say what is free, those that are lost.
+func (c *Class) beside(others []int, lost []string) (int, error) {
 	devices := c.Offered.Of(c.ID)
 	left, ok, err := contain.Free(c.Log, c.Allocator)
 	switch host, known := c.Allocator.(inventory.Keeper); {
 	case known && c.ID != "":
 		left = host.Inventory().Free(inventory.Names(devices))
 	case !ok:
-		left = len(devices)
+		left = len(devices) - len(lost)
 	case c.ID != "": // of which class those are that are free it does not say
 		left = min(left, len(devices))
 	}

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"runtime/debug"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
@@ -78,6 +80,24 @@ func (t Allocator) Remember(devices []string) {
 	if host, ok := t.Allocator.(inventory.Keeper); ok {
 		host.Inventory().Remember(devices)
 	}
+}
+
+// SetAside is for a host's own allocator, too: of another's each lease is refused that begins on such a device.
+func (t Allocator) SetAside(ctx context.Context, lease common.Hash, devices []string) (bool, error) {
+	host, ok := t.Allocator.(inventory.Keeper)
+	if !ok {
+		return false, nil
+	}
+	stock := host.Inventory()
+	if len(devices) == 0 {
+		return false, stock.Book().Free(ctx, lease)
+	}
+	here := inventory.Both(devices, stock.Devices())
+	if len(here) == 0 {
+		return false, nil
+	}
+	_, err := stock.Book().Reserve(ctx, lease, func(held map[string]common.Hash) ([]string, error) { return inventory.Unheld(held, here), nil })
+	return true, err
 }
 
 // Liveness is what an allocator says of what it allocated; nil if it does not say.

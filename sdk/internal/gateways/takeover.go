@@ -91,7 +91,9 @@ func (g *Gateway) resolveAs(ctx context.Context, owner string, row leasestore.Ro
 	if ok, err := g.leases.Store.Leases.TakeOver(ctx, &row, owner); err != nil || !ok {
 		return err
 	}
-	err = g.leases.Resolve(ctx, row, where, cmp.Or(wish, "its host is gone"))
+	if err = g.outdo(ctx, &row); err == nil {
+		err = g.leases.Resolve(ctx, row, where, cmp.Or(wish, "its host is gone"))
+	}
 	switch {
 	case errors.Is(err, lease.ErrHeld):
 		g.refused.add(row.ID)
@@ -102,6 +104,23 @@ func (g *Gateway) resolveAs(ctx context.Context, owner string, row leasestore.Ro
 		return errors.Join(err, g.leases.Store.Leases.GiveBack(ctx, row, before))
 	case g.leases.Runs(row) != nil:
 		g.Log.Info("lease taken over from a gateway that is gone", "lease", row.ID, "gateway", before, "term", row.Term)
+	}
+	return err
+}
+
+// outdo has a lease that was taken over be in a later term than its commands on this host were: a database that was restored counts from
+// before them. One whose devices were taken back ends in whatever term it is.
+func (g *Gateway) outdo(ctx context.Context, row *leasestore.Row) error {
+	id := common.HexToHash(row.ID)
+	next, err := g.leases.Deps.Marks.Above(ctx, id, row.Term)
+	if err != nil {
+		g.Log.Warn("in which term a lease's commands ran on this host is not known", "lease", row.ID, "error", err)
+	}
+	if err != nil || next == row.Term {
+		return nil
+	}
+	if err = g.leases.Store.Leases.RaiseTerm(ctx, id, row.Term, next); err == nil {
+		row.Term = next
 	}
 	return err
 }

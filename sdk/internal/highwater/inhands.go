@@ -21,18 +21,17 @@ func (i InHand) Has(devices []string) bool {
 	return slices.ContainsFunc(devices, func(d string) bool { return slices.Contains(i.Devices, d) })
 }
 
-// Own says where a database is now, by its name, which is drawn once and which a restore does not change. A database with a new name takes
-// over what was handed out from the one that was at its address: that was lost, or is from a program that knew the address alone. Before
-// is how an older program wrote the address of this database alone; empty: as it is now, or it wrote those of several so.
+// Own says where a database is now, by its name, which is drawn once and which a restore does not change. It takes over what was handed out
+// from any other one that was at its address: that was lost, or is from a program that knew the address alone, and nobody else would
+// take its devices back. So it does with what is of no database that is anywhere, as an older program left that behind. Before is how an
+// older program wrote the address of this database alone; empty: as it is now, or it wrote those of several so.
 func (m *Marks) Own(ctx context.Context, database, address, before string) error {
 	err := m.db.Update(ctx, func(tx *sqlx.Tx) error {
-		var known bool
-		err := tx.Get(&known, `SELECT EXISTS (SELECT 1 FROM databases WHERE name = ?)`, database)
-		if err == nil && !known {
-			_, err = tx.Exec(`UPDATE OR REPLACE in_hands SET database = ? WHERE database IN (?, ?) OR database IN (SELECT name FROM databases WHERE address IN (?, ?))`,
-				database, address, before, address, before)
-		}
-		if err == nil { // who is there no more would take over as new where it comes back
+		_, err := tx.Exec(`UPDATE OR REPLACE in_hands SET database = ? WHERE database <> ? AND (database IN (?, ?)
+			OR database IN (SELECT name FROM databases WHERE address IN (?, ?))
+			OR database <> '' AND database NOT GLOB '*[^0-9a-f]*' AND database NOT IN (SELECT name FROM databases))`, // names are hex, addresses are not
+			database, database, address, before, address, before)
+		if err == nil {
 			_, err = tx.Exec(`DELETE FROM databases WHERE address IN (?, ?)`, address, before)
 		}
 		if err == nil {
@@ -88,6 +87,31 @@ func (m *Marks) Handed(ctx context.Context, lease common.Hash) (handed bool, err
 		err = fmt.Errorf("high-water mark %s: devices of lease %s: %w", m.path, lease, err)
 	}
 	return handed, err
+}
+
+// Elsewhere is what a lease of another database has.
+type Elsewhere struct {
+	InHand
+	Lease   common.Hash
+	Address string // where that database was last
+}
+
+// Elsewhere are what the leases of all other databases that have this file have.
+func (m *Marks) Elsewhere(ctx context.Context, database string) ([]Elsewhere, error) {
+	var rows []struct{ Lease, Devices, Address string }
+	if err := m.db.View().SelectContext(ctx, &rows, `SELECT lease, devices, COALESCE((SELECT address FROM databases WHERE name = in_hands.database), in_hands.database) AS address
+		FROM in_hands WHERE database <> ? ORDER BY lease`, database); err != nil {
+		return nil, fmt.Errorf("high-water mark %s: devices in leases of other databases: %w", m.path, err)
+	}
+	var all []Elsewhere
+	for _, row := range rows {
+		e := Elsewhere{Lease: common.HexToHash(row.Lease), Address: row.Address}
+		if err := json.Unmarshal([]byte(row.Devices), &e.Devices); err != nil {
+			return nil, fmt.Errorf("high-water mark %s: devices of lease %s: %w", m.path, row.Lease, err)
+		}
+		all = append(all, e)
+	}
+	return all, nil
 }
 
 // InHands are what the leases of a database have.

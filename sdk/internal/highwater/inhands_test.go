@@ -8,8 +8,9 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 )
 
-// TestOwn: what was handed out is a database's wherever it is put, and of one that is new what was handed out from the address of the one
-// that it replaces, also where an older program wrote that address otherwise. Two that run beside each other have each its own.
+// TestOwn: what was handed out is a database's wherever it is put, and so is what was handed out from the address of the one that it
+// replaces, whether it is new or comes back, also where an older program wrote that address otherwise or forgot whose it was. Two that run
+// beside each other have each its own.
 func TestOwn(t *testing.T) {
 	m, err := Open(t.Context(), filepath.Join(t.TempDir(), "signed"))
 	if err != nil {
@@ -45,12 +46,20 @@ func TestOwn(t *testing.T) {
 	own("other", "there")
 	hand("other", 3)
 	own("one", "moved", 1, 2)
-	own("other", "moved", 3) // the two change places
-	own("one", "there", 1, 2)
-	own("fresh", "there", 1, 2) // the one was lost
-	hand("fresh", 4)
-	own("one", "there", 1, 2, 4) // it was found again
-	own("other", "here", 3)
+	own("other", "moved", 1, 2, 3) // for all that is known the one was lost
+	own("one", "there")
+	hand("one", 4)
+	own("fresh", "there", 4) // the one was lost
+	hand("fresh", 7)
+	own("one", "there", 4, 7) // it was found again
+	own("other", "here", 1, 2, 3)
+	hand("one", 8)
+	own("one", "here", 1, 2, 3, 4, 7, 8) // it comes back to where the other was, and was lost
+	own("other", "there")
+	if err := m.Hand(t.Context(), "0a9f", common.Hash{9}, []string{"GPU"}, true); err != nil { // an older program forgot where that was
+		t.Fatal(err)
+	}
+	own("other", "there", 9)
 	hand(before["server, schema one"], 5) // by a program that knew the address alone
 	own("older", before["server, schema one"], 5)
 	hand("older", 6)

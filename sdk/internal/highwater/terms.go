@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -81,7 +82,7 @@ func (m *Marks) Leave(ctx context.Context, lease common.Hash, term int64) error 
 	}))
 }
 
-// SetTerm lowers a lease's term, too: where the database says so it is from before the file.
+// SetTerm has a lease be in a term, lower or higher than the file's.
 func (m *Marks) SetTerm(ctx context.Context, lease common.Hash, term int64) error {
 	return m.explain(lease, m.db.Update(ctx, func(tx *sqlx.Tx) error { return put(tx, lease, term, 0) }))
 }
@@ -90,6 +91,30 @@ func put(tx *sqlx.Tx, lease common.Hash, term, late int64) error {
 	_, err := tx.Exec(`INSERT INTO terms (lease, term, late, at) VALUES (?, ?, ?, ?)
 		ON CONFLICT (lease) DO UPDATE SET term = excluded.term, late = excluded.late, at = excluded.at`, lease.Hex(), term, late, time.Now().Unix())
 	return err
+}
+
+// Term is the newest term in which a command of a lease ran on this host; 0: none is known.
+func (m *Marks) Term(ctx context.Context, lease common.Hash) (int64, error) {
+	known, err := m.term(ctx, m.db.View(), lease)
+	return known.Term, m.explain(lease, err)
+}
+
+// Above is a term of a lease, or the one above all in which a command of it ran on this host where that is the same or later. A lease that is
+// Reclaimed has none.
+func (m *Marks) Above(ctx context.Context, lease common.Hash, term int64) (int64, error) {
+	ran, err := m.Term(ctx, lease)
+	if err == nil && ran >= term && ran < Reclaimed {
+		term = ran + 1
+	}
+	return term, err
+}
+
+// Reclaimed is the term, above all others, of a lease that a database had forgotten and whose devices were taken back for that.
+const Reclaimed = math.MaxInt64
+
+// Reclaim puts on disk that no command of a lease is run any more, and that a database that knows it again does not go on with it.
+func (m *Marks) Reclaim(ctx context.Context, lease common.Hash) error {
+	return m.SetTerm(ctx, lease, Reclaimed)
 }
 
 // Ran reports whether a command of a term, or of a later one, has run on this host.

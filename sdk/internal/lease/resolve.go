@@ -195,7 +195,7 @@ type OverError string
 
 func isOver(err error) bool {
 	var over OverError
-	return errors.As(err, &over) || errors.Is(err, placement.ErrNoAdopter) || errors.Is(err, leasestore.ErrRolledBack)
+	return errors.As(err, &over) || errors.Is(err, placement.ErrNoAdopter) || errors.Is(err, placement.ErrReclaimed) || errors.Is(err, leasestore.ErrRolledBack)
 }
 
 // adopt goes on with a lease whose devices are here.

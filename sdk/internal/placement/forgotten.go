@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -79,6 +78,22 @@ func (h hands) refuse(ctx context.Context, a gpu.Allocation) error {
 		h.log.Warn("no lease begins on devices that another one still has, which the database has forgotten", "lease", a.LeaseID, "devices", a.Devices, "other", id)
 		return fmt.Errorf("%w: another renter's is taken back first", gpu.ErrNoCapacity)
 	}
+	if err != nil {
+		return err
+	}
+	return h.refuseElsewhere(ctx, a.LeaseID, a.Devices)
+}
+
+// refuseElsewhere is gpu.ErrNoCapacity where a lease of another database than a lease's has one of its devices.
+func (h hands) refuseElsewhere(ctx context.Context, lease common.Hash, devices []string) error {
+	all, err := h.marks.Elsewhere(ctx, h.database)
+	for _, other := range all {
+		if other.Lease != lease && other.Has(devices) {
+			h.log.Warn("no lease begins on devices that one of another database has, by the file that both have: see \"Two databases, one host\" in docs/operations.md",
+				"lease", lease, "devices", devices, "other", other.Lease, "database", other.Address)
+			return fmt.Errorf("%w: a lease of another database has it", gpu.ErrNoCapacity)
+		}
+	}
 	return err
 }
 
@@ -112,13 +127,12 @@ func reclaim(ctx context.Context, p Placer, a gpu.Allocation, adopted error) err
 			return errors.Join(adopted, err)
 		}
 	}
-	err := p.Release(ctx, a)
-	f, shared := p.(fenced)
-	if err != nil || !shared {
+	h, ok := handsOf(p)
+	if err := p.Release(ctx, a); err != nil || !ok {
 		return err
 	}
-	// The gateway that ran the lease may be cut off from the database: it does nothing to what is the next renter's.
-	return f.marks.SetTerm(context.WithoutCancel(ctx), a.LeaseID, math.MaxInt64)
+	// The gateway that ran the lease may be cut off from the database, and that may be back one day: nobody does anything to the next renter's.
+	return h.marks.Reclaim(context.WithoutCancel(ctx), a.LeaseID)
 }
 
 // over reports whether the devices of a forgotten lease, which are in another one, were taken back from it: who did that has let them since,
@@ -149,7 +163,8 @@ type Forgotten struct {
 
 	Pace rate.Sometimes // of Before
 
-	told sync.Map // leases of which the allocator knows
+	told  sync.Map // leases of which the allocator knows
+	aside sync.Map // leases of other databases for which it keeps devices
 }
 
 // TakeBack takes their devices back, all at once: one whose command hangs holds up no other. Where that fails they go into no other lease,
@@ -174,6 +189,9 @@ func (f *Forgotten) TakeBack(ctx context.Context) error {
 // Before has no lease begin on their devices, as where the database fell back while this process runs, and has them taken back, for
 // which who wants a lease waits for a while.
 func (f *Forgotten) Before(ctx context.Context) error {
+	if err := f.setAside(ctx); err != nil {
+		return err
+	}
 	found, err := f.each(ctx, func(a gpu.Allocation) error {
 		_ = f.tell(ctx, a) // where it does not know of it: see Devices
 		return nil
@@ -200,24 +218,84 @@ func (f *Forgotten) Before(ctx context.Context) error {
 	return nil
 }
 
-// tell has the allocator know of a lease: it chooses no device of it from now on.
+// setAside has the allocator know which devices leases of other databases have, by the file that all of them have: it has no part in these
+// leases, and nothing is run on their devices.
+func (f *Forgotten) setAside(ctx context.Context) error {
+	h, ok := handsOf(f.Placer)
+	if !ok {
+		return nil
+	}
+	all, err := h.marks.Elsewhere(ctx, h.database)
+	if err != nil {
+		return err
+	}
+	there := make(map[common.Hash]bool)
+	for _, other := range all {
+		there[other.Lease] = true
+		some, failed := h.SetAside(ctx, other.Lease, other.Devices)
+		if _, known := f.aside.LoadOrStore(other.Lease, true); some && !known {
+			f.Log.Warn("a lease of another database has devices of this host, by the file that both have: they are in no lease of this one meanwhile, see \"Two databases, one host\" in docs/operations.md",
+				"lease", other.Lease, "devices", other.Devices, "database", other.Address)
+		}
+		err = errors.Join(err, failed)
+	}
+	f.aside.Range(func(id, _ any) bool {
+		if lease := id.(common.Hash); !there[lease] {
+			_, failed := h.SetAside(ctx, lease, nil)
+			f.aside.Delete(lease)
+			err = errors.Join(err, failed)
+		}
+		return true
+	})
+	return err
+}
+
+// tell has the allocator know of a lease: it chooses no device of it from now on. Where another lease has one it is inventory.ErrTaken, and
+// the others are this one's all the same.
 func (f *Forgotten) tell(ctx context.Context, a gpu.Allocation) error {
 	err := f.Placer.Adopt(ctx, a)
-	if err == nil || errors.Is(err, inventory.ErrTaken) {
+	known := err == nil
+	if h, ok := handsOf(f.Placer); ok && errors.Is(err, inventory.ErrTaken) {
+		rest := h.adoptRest(ctx, a)
+		known, err = rest == nil, errors.Join(err, rest)
+	}
+	if known {
 		f.told.Store(a.LeaseID, true)
 	}
 	return err
 }
 
-// Devices are those of the forgotten leases: where the allocator's book does not name them they are not free all the same. An allocator
-// that does not know of their leases may choose those that are untold.
+// adoptRest has the allocator know of those devices of a forgotten lease that no other one has: by that one alone they would be free.
+func (h hands) adoptRest(ctx context.Context, a gpu.Allocation) error {
+	over, err := h.over(ctx, a)
+	if over {
+		return err
+	}
+	for _, device := range a.Devices {
+		one := h.Local.Adopt(ctx, gpu.Allocation{LeaseID: a.LeaseID, Devices: []string{device}, Term: a.Term})
+		if !errors.Is(one, inventory.ErrTaken) {
+			err = errors.Join(err, one)
+		}
+	}
+	return err
+}
+
+// Devices are those of the forgotten leases, and of other databases' leases: where the allocator's book does not name them they are not free
+// all the same. An allocator that does not know of their leases may choose those that are untold.
 func (f *Forgotten) Devices(ctx context.Context) (devices, untold []string, err error) {
-	_, all, err := f.all(ctx)
+	h, all, err := f.all(ctx)
 	for id, in := range all {
 		devices = append(devices, in.Devices...)
 		if _, told := f.told.Load(id); !told {
 			untold = append(untold, in.Devices...)
 		}
+	}
+	if err != nil || h.marks == nil {
+		return devices, untold, err
+	}
+	elsewhere, err := h.marks.Elsewhere(ctx, h.database)
+	for _, other := range elsewhere {
+		devices, untold = append(devices, other.Devices...), append(untold, other.Devices...)
 	}
 	return devices, untold, err
 }
@@ -233,13 +311,16 @@ func (f *Forgotten) Vacant(ctx context.Context, devices []string) error {
 	if err := f.Before(ctx); err != nil {
 		return err
 	}
-	_, all, err := f.all(ctx)
+	h, all, err := f.all(ctx)
+	if err != nil || h.marks == nil {
+		return err
+	}
 	for id, in := range all {
 		if in.Has(devices) {
 			return fmt.Errorf("%w: lease %s, which the database has forgotten, has one of devices %v until it is taken back", gpu.ErrNoCapacity, id, devices)
 		}
 	}
-	return err
+	return h.refuseElsewhere(ctx, common.Hash{}, devices)
 }
 
 func (f *Forgotten) all(ctx context.Context) (hands, map[common.Hash]highwater.InHand, error) {

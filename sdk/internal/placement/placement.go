@@ -50,6 +50,9 @@ type Allocator interface {
 	gpu.Adopter
 	// Remember takes devices for this host's, whether it lists them now or not.
 	Remember(devices []string)
+	// SetAside has devices of this host that a lease of another database has be in no new one, and reports whether there are some. Without
+	// devices it ends that.
+	SetAside(ctx context.Context, lease common.Hash, devices []string) (some bool, err error)
 }
 
 // Local is the placer of a host: leases are metered by this process.
@@ -98,10 +101,14 @@ func Guard(ctx context.Context, p Placer, marks *highwater.Marks, store leasesto
 		return fenced{h}, marks.Own(ctx, h.database, store.DB.Path(), store.DB.Formerly())
 	}
 	path, err := filepath.Abs(address)
-	if err == nil {
-		err = marks.Own(ctx, h.database, path, "")
+	if err != nil {
+		return nil, err
 	}
-	return h, err
+	before := path // as an older program wrote it, which followed no links
+	if file, err := filepath.EvalSymlinks(path); err == nil {
+		path = file
+	}
+	return h, marks.Own(ctx, h.database, path, before)
 }
 
 // Place gives nothing to a renter that could not be remembered, or that another one still has whose lease the database has forgotten.
@@ -179,7 +186,28 @@ func (h hands) named(ctx context.Context, a gpu.Allocation) (gpu.Allocation, err
 // ErrNotHere is a lease whose devices are on another host.
 var ErrNotHere = errors.New("its devices cannot be taken up here")
 
-// Locate looks for the devices of a lease that no process runs, and has the allocator know them: ErrNotHere, ErrNoAdopter, or
+// ErrReclaimed is a lease whose devices were taken back as the database had forgotten it, and that it knows again: it goes on nowhere.
+var ErrReclaimed = errors.New("its devices were taken back while the database did not know it")
+
+// goesOn is ErrReclaimed for a lease that does not. Where the file does not say so, or fails, it goes on.
+func goesOn(ctx context.Context, p Placer, a gpu.Allocation) error {
+	h, ok := handsOf(p)
+	if !ok {
+		return nil
+	}
+	over := make(chan bool, 1)
+	err := within(ctx, func(ctx context.Context) error {
+		ran, err := h.marks.Ran(ctx, a.LeaseID, highwater.Reclaimed)
+		over <- ran
+		return err
+	})
+	if err == nil && <-over {
+		return ErrReclaimed
+	}
+	return nil
+}
+
+// Locate looks for the devices of a lease that no process runs, and has the allocator know them: ErrNotHere, ErrNoAdopter, ErrReclaimed, or
 // inventory.ErrTaken where they are in another lease, such as one of those that are known to be later. It is nil where they are here,
 // or none were allocated yet.
 func Locate(ctx context.Context, p Placer, row leasestore.Row, later []leasestore.Row) error {
@@ -190,8 +218,10 @@ func Locate(ctx context.Context, p Placer, row leasestore.Row, later []leasestor
 	if leasestore.LetAgain(a, later) {
 		return inventory.ErrTaken
 	}
-	err = p.Adopt(ctx, a)
-	if err == nil || errors.Is(err, ErrNoAdopter) || errors.Is(err, inventory.ErrTaken) {
+	if err = p.Adopt(ctx, a); err == nil {
+		err = goesOn(ctx, p, a)
+	}
+	if err == nil || errors.Is(err, ErrReclaimed) || errors.Is(err, ErrNoAdopter) || errors.Is(err, inventory.ErrTaken) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrNotHere, err)
@@ -225,6 +255,17 @@ func (f fenced) Adopt(ctx context.Context, a gpu.Allocation) error {
 	return f.hands.Adopt(ctx, a)
 }
 
+// Place has the file know the term, too: devices that are taken back without the database are so in no lower one.
+func (f fenced) Place(ctx context.Context, req Request) (gpu.Allocation, common.Address, error) {
+	a, meter, err := f.hands.Place(ctx, req)
+	if err == nil && !ForOneRequest(a) {
+		if failed := f.enter(ctx, gpu.Allocation{LeaseID: a.LeaseID, Term: req.Term}, time.Time{}); failed != nil {
+			f.log.Warn("a lease begins in a term of which the file of this host does not hear", "lease", a.LeaseID, "error", failed)
+		}
+	}
+	return a, meter, err
+}
+
 func (f fenced) Suspend(ctx context.Context, a gpu.Allocation) error {
 	return f.run(ctx, a, time.Time{}, f.Local.Suspend)
 }
@@ -233,8 +274,13 @@ func (f fenced) Resume(ctx context.Context, a gpu.Allocation) error {
 	return f.run(ctx, a, time.Time{}, f.Local.Resume)
 }
 
+// Release is done once more where the database knows a lease again whose devices were taken back: its book has them.
 func (f fenced) Release(ctx context.Context, a gpu.Allocation) error {
-	return f.run(ctx, a, time.Time{}, f.hands.Release)
+	err := f.run(ctx, a, time.Time{}, f.hands.Release)
+	if errors.Is(err, ErrReclaimed) {
+		return f.hands.Release(ctx, a)
+	}
+	return err
 }
 
 // SuspendLate suspends devices of a lease that this gateway has let go: whoever takes it over waits until that is done, or a renter who
@@ -258,7 +304,7 @@ func SuspendLate(ctx context.Context, p Placer, a gpu.Allocation) error {
 func (f fenced) run(ctx context.Context, a gpu.Allocation, late time.Time, do func(context.Context, gpu.Allocation) error) error {
 	err := f.enter(ctx, a, late)
 	if errors.Is(err, highwater.ErrNewerTerm) {
-		err = f.older(ctx, a)
+		a.Term, err = f.older(ctx, a)
 	}
 	if errors.Is(err, leasestore.ErrNotOwner) {
 		return err
@@ -284,21 +330,29 @@ func (f fenced) enter(ctx context.Context, a gpu.Allocation, late time.Time) err
 	}
 }
 
-// older is asked where the file has a later term than a command: it is leasestore.ErrNotOwner, unless the database says that it is from before the
-// file, as after a restore, or has forgotten the lease and its devices are still to be taken back.
-func (f fenced) older(ctx context.Context, a gpu.Allocation) error {
+// older is asked where the file has a later term than a command, and says in which it is to run: it is leasestore.ErrNotOwner, unless the
+// database has forgotten the lease and its devices are still to be taken back. Where the database says that the lower term is the lease's, as
+// after a restore, a term above the file's begins, and whoever runs the lease next does so in that: a command on devices that several hosts
+// reach does nothing in a lower one than it has seen, and that would pass for done.
+func (f fenced) older(ctx context.Context, a gpu.Allocation) (int64, error) {
 	ask, cancel := context.WithTimeout(ctx, leasestore.OwnerTimeout)
 	defer cancel()
+	ran, unread := f.marks.Term(ask, a.LeaseID)
 	term, err := f.leases.Term(ask, a.LeaseID)
-	if errors.Is(err, sql.ErrNoRows) {
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
 		if handed, failed := f.marks.Handed(ask, a.LeaseID); failed != nil || handed {
-			return nil
+			return max(ran, a.Term), nil
+		}
+	case err != nil || term != a.Term:
+	case ran == highwater.Reclaimed:
+		err = ErrReclaimed
+	default:
+		if err = unread; err == nil {
+			err = f.leases.RaiseTerm(ask, a.LeaseID, term, ran+1)
 		}
 	}
-	if err != nil || term != a.Term {
-		return fmt.Errorf("lease %s, term %d: %w", a.LeaseID, a.Term, errors.Join(leasestore.ErrNotOwner, highwater.ErrNewerTerm))
-	}
-	return within(ctx, func(ctx context.Context) error { return f.marks.SetTerm(ctx, a.LeaseID, a.Term) })
+	return a.Term, fmt.Errorf("lease %s, term %d: %w", a.LeaseID, a.Term, errors.Join(leasestore.ErrNotOwner, highwater.ErrNewerTerm, err))
 }
 
 // within waits no longer for a file than for a database that says whose a lease is: a suspension needs no disk.
