@@ -50,7 +50,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/highwater", "channel/store internal/redact"},
 	{"sdk/internal/inventory", "metering metering/usage"},
 	{"sdk/internal/billed", "metering"},
-	{"sdk/internal/gpumetrics", "sdk/internal/inventory"},
+	{"sdk/internal/gpumetrics", "metering sdk/internal/inventory"},
 	{"sdk/limit", ""},
 	{"sdk/acme", ""},
 	{"sdk/route", ""},
@@ -81,16 +81,18 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/boundlog", "sdk/internal/reach"},
 	{"sdk/internal/evidence", "metering"},
 	{"sdk/audit", "bindings channel internal/eip712 internal/exactjson internal/redact internal/u256 metering metering/merkle metering/verify sdk/chain sdk/internal/billed sdk/wire"},
-	{"sdk/internal/leasestore", "channel channel/store metering metering/usage sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/internal/inventory sdk/wire"},
+	{"sdk/internal/leasestore", "channel channel/store internal/fault metering metering/usage sdk/audit sdk/chain sdk/gpu sdk/internal/database sdk/internal/inventory sdk/wire"},
 	{"sdk/internal/placement", "channel metering sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/run sdk/wire"},
 	{"sdk/internal/contain", "metering sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/internal/run"},
 	{"sdk/internal/payercredit", "channel channel/store internal/u256 sdk/chain sdk/internal/leasestore sdk/units sdk/wire"},
-	{"sdk/internal/lease", "channel internal/fault internal/u256 metering metering/sampling metering/usage sdk/chain sdk/gpu sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement sdk/wire"},
+	{"sdk/internal/sharing", "metering metering/sampling metering/slots metering/usage sdk/gpu sdk/internal/inventory sdk/internal/placement sdk/wire"},
+	{"sdk/internal/lease", "channel internal/fault internal/u256 metering metering/sampling metering/usage sdk/chain sdk/gpu sdk/internal/gpumetrics sdk/internal/highwater sdk/internal/inventory sdk/internal/keyed sdk/internal/leasestore sdk/internal/payercredit sdk/internal/placement " +
+		"sdk/internal/run sdk/internal/sharing sdk/wire"},
 	{"sdk/internal/gateways", "channel channel/store metering sdk/chain sdk/gpu sdk/internal/cluster sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore " +
 		"sdk/internal/placement sdk/internal/run sdk/settle sdk/wire"},
 	{"sdk/internal/reserve", "channel/store sdk/gpu sdk/internal/cluster"},
 	{"sdk/internal/offering", "channel metering sdk/chain sdk/internal/inventory sdk/internal/leasestore sdk/wire"},
-	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/inventory sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
+	{"sdk/internal/scheme", "channel sdk/chain sdk/internal/admit sdk/internal/inventory sdk/internal/keyed sdk/internal/lease sdk/internal/leasestore sdk/internal/reserve sdk/wire"},
 	{"sdk/internal/sessionscheme", "channel channel/store internal/eip712 internal/fault internal/u256 metering sdk/chain sdk/internal/admit " +
 		"sdk/internal/highwater sdk/internal/keyed sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/reserve sdk/internal/scheme " +
 		"sdk/internal/serve sdk/wire"},
@@ -113,9 +115,9 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/tower", "channel channel/store internal/exactjson internal/redact sdk/chain sdk/internal/database sdk/internal/keyed " +
 		"sdk/internal/outcome sdk/internal/reach sdk/internal/run sdk/internal/serve sdk/limit sdk/settle sdk/units sdk/wire"},
 	{"sdk/internal/sharedcredit", "channel internal/u256 metering sdk/internal/billed sdk/wire"},
-	{"sdk/internal/rental", "channel internal/fault internal/u256 metering metering/verify sdk/chain sdk/internal/billed sdk/internal/boundlog " +
+	{"sdk/internal/rental", "channel internal/fault internal/u256 metering metering/slots metering/verify sdk/chain sdk/internal/billed sdk/internal/boundlog " +
 		"sdk/internal/outcome sdk/internal/peer sdk/internal/sharedcredit sdk/units sdk/wallet sdk/wire"},
-	{"sdk/internal/paystream", "channel internal/exactjson internal/fault internal/u256 metering metering/verify sdk/audit sdk/chain sdk/internal/awake " +
+	{"sdk/internal/paystream", "channel internal/exactjson internal/fault internal/u256 metering metering/slots metering/verify sdk/audit sdk/chain sdk/internal/awake " +
 		"sdk/internal/billed sdk/internal/boundlog sdk/internal/evidence sdk/internal/peer sdk/internal/rental sdk/internal/sharedcredit " +
 		"sdk/wallet sdk/wire"},
 	{"sdk/renter", "channel channel/store internal/fault internal/u256 metering sdk/audit sdk/chain sdk/gpu sdk/internal/boundlog " +

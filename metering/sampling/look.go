@@ -5,14 +5,13 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // AddRead is Add for what must be metered from this moment on, such as one
 // request: it reads the devices itself, all at once, before it returns. Their
 // readings bear one stamp, of after the last call. A device that does not answer
 // within timeout bills nothing until one of its turns finds it healthy.
-func (s *Scheduler) AddRead(ctx context.Context, m *usage.Meter, timeout time.Duration, to Listener) (*Task, error) {
+func (s *Scheduler) AddRead(ctx context.Context, m Meter, timeout time.Duration, to Listener) (*Task, error) {
 	one, err := s.described(ctx, m, timeout, to)
 	if err != nil {
 		return nil, err

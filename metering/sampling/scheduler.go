@@ -41,6 +41,13 @@ type Listener interface {
 	SamplingEnded(error)
 }
 
+// Meter is what the readings are for: a [usage.Meter], or one that more hangs on.
+type Meter interface {
+	Config() usage.Config
+	Describe(source string, device metering.Device) error
+	Observe(r metering.Reading) (usage.Interval, error)
+}
+
 // New makes a Scheduler of a source that stamps with a clock; System if
 // nil.
 func New(source metering.Source, clock metering.Clock) *Scheduler {
@@ -60,7 +67,7 @@ func (s *Scheduler) Close() { s.end() }
 // Task is one meter whose devices are read.
 type Task struct {
 	s       *Scheduler
-	meter   *usage.Meter
+	meter   Meter
 	to      Listener
 	tick    time.Duration
 	timeout time.Duration
@@ -97,7 +104,7 @@ type turn struct {
 // Add describes a meter's devices to it, every one of them before the first
 // second is billed, and has them read from now on. A call that takes longer than
 // timeout counts as hung; the meter's MaxGap if zero.
-func (s *Scheduler) Add(ctx context.Context, m *usage.Meter, timeout time.Duration, to Listener) (*Task, error) {
+func (s *Scheduler) Add(ctx context.Context, m Meter, timeout time.Duration, to Listener) (*Task, error) {
 	one, err := s.described(ctx, m, timeout, to)
 	if err != nil {
 		return nil, err
@@ -110,14 +117,14 @@ func (s *Scheduler) Add(ctx context.Context, m *usage.Meter, timeout time.Durati
 // is described by itself when it first can be, and is down until then. A device
 // that is missing, or a driver that fails, holds up no other device and is asked
 // again at every turn.
-func (s *Scheduler) Attend(m *usage.Meter, timeout time.Duration, to Listener) *Task {
+func (s *Scheduler) Attend(m Meter, timeout time.Duration, to Listener) *Task {
 	one := s.sampled(m, timeout, to)
 	one.begin()
 	return one
 }
 
 // described is a meter whose devices are described to it, and not read yet.
-func (s *Scheduler) described(ctx context.Context, m *usage.Meter, timeout time.Duration, to Listener) (*Task, error) {
+func (s *Scheduler) described(ctx context.Context, m Meter, timeout time.Duration, to Listener) (*Task, error) {
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
 	for _, uuid := range m.Config().Devices {
@@ -132,7 +139,7 @@ func (s *Scheduler) described(ctx context.Context, m *usage.Meter, timeout time.
 	return one, nil
 }
 
-func (s *Scheduler) sampled(m *usage.Meter, timeout time.Duration, to Listener) *Task {
+func (s *Scheduler) sampled(m Meter, timeout time.Duration, to Listener) *Task {
 	config := m.Config()
 	if timeout == 0 {
 		timeout = config.MaxGap
@@ -300,7 +307,7 @@ const describeTimeout = 10 * time.Second
 
 // describe tells the meter who one of its devices is: by itself where the source can, so that a device of another lease
 // that hangs holds this one up in nothing.
-func (s *Scheduler) describe(ctx context.Context, m *usage.Meter, uuid string) error {
+func (s *Scheduler) describe(ctx context.Context, m Meter, uuid string) error {
 	ask := s.known.find
 	if one, ok := s.source.(metering.Describer); ok {
 		ask = one.Describe

@@ -402,6 +402,19 @@ func (m *Meter) Owed(lease common.Hash) (int64, error) {
 	return l.total, nil
 }
 
+// Unsettled is how many requests of a lease are not billed yet: those that run, and those that
+// ended and wait for readings. The final cut bills the latter up to the readings that there are.
+func (m *Meter) Unsettled(lease common.Hash) (running, ended int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	l, err := m.lease(lease)
+	if err != nil {
+		return 0, 0, err
+	}
+	return len(l.running), len(l.ended), nil
+}
+
 // Due is what a lease owes at most if all its requests ended well now: for the
 // decision whether it may take another slot, and in no record. Where it reaches the credit while
 // requests run, end them with RequestLimit. It falls when a request fails, and when its

@@ -90,8 +90,9 @@ type Request struct {
 // Allocation is what a lease was given.
 type Allocation struct {
 	LeaseID common.Hash     `json:"leaseId"`
-	Devices []string        `json:"devices"`        // UUIDs, as the metering source names them
-	Access  json.RawMessage `json:"access"`         // how to reach them: any JSON, handed to the renter as it is
-	Node    string          `json:"node,omitempty"` // that meters them, as the gateway notes it: an Allocator leaves it empty
-	Term    int64           `json:"-"`              // fencing token of the call, where gateways share a database: it grows with each owner of the lease
+	Devices []string        `json:"devices"`          // UUIDs, as the metering source names them
+	Access  json.RawMessage `json:"access"`           // how to reach them: any JSON, handed to the renter as it is
+	Node    string          `json:"node,omitempty"`   // that meters them, as the gateway notes it: an Allocator leaves it empty
+	Shared  bool            `json:"shared,omitempty"` // other leases have them too, by slots, as the provider notes it: an Allocator is not asked
+	Term    int64           `json:"-"`                // fencing token of the call, where gateways share a database: it grows with each owner of the lease
 }

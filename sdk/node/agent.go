@@ -111,7 +111,7 @@ var errUnlisted = errors.New("the node has no GPUs now")
 
 // configureLeases wires the lease manager to the spool, the allocator and the metrics.
 func (n *Agent) configureLeases() {
-	metrics := lease.NewMetrics()
+	metrics := gpumetrics.NewLeases()
 	n.metrics = prometheus.NewRegistry()
 	n.metrics.MustRegister(metrics.GPU, metrics.Gaps,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "gpupay_leases", Help: "Leases running."}, func() float64 { return float64(len(n.leases.All())) }),

@@ -83,7 +83,7 @@ func (p *Server) openBooks() {
 
 func (p *Server) capacity(class string) *capacity.Class {
 	lost := func(ctx context.Context) (all, untold []string, err error) { return p.leases.Forgotten.Devices(ctx) }
-	return &capacity.Class{ID: class, Nodes: p.nodes, Allocator: p.config.Allocator, Offered: &p.leases.Offered, Offer: p.offers.Of, Forgotten: lost, Log: p.config.Log}
+	return &capacity.Class{ID: class, Nodes: p.nodes, Allocator: p.config.Allocator, Service: p.leases.Services[class], Offered: &p.leases.Offered, Offer: p.offers.Of, Forgotten: lost, Log: p.config.Log}
 }
 
 // free is how many GPUs a new lease of a class could have now. nil: the allocator does not say.

@@ -23,6 +23,8 @@ type Class struct {
 	MIG bool
 	// PricePerGPUHour is in units of the token; Config.PricePerGPUHour if empty.
 	PricePerGPUHour string
+	// Share has leases share all of its GPUs, by slots.
+	Share Share
 }
 
 // classes are those of a configuration, none where it names none.

@@ -41,6 +41,8 @@ type Config struct {
 	// Classes are the kinds of GPUs that are rented out, each with a price: one offer is made for each, and where there are several a
 	// renter says which it wants. None if empty: then all GPUs must be of one kind.
 	Classes []Class
+	// Share has leases share the GPUs by slots, where there are no Classes.
+	Share Share
 	// Source meters the GPUs of this host.
 	Source metering.Source
 	// Allocator hands them out; a gpu.HostAllocator over Source if nil.
@@ -306,7 +308,7 @@ func (c Config) check() error {
 	if err := c.Payout.Check(c.Token, c.Escrow, own...); err != nil {
 		return fmt.Errorf("provider: Payout: %w", err)
 	}
-	return errors.Join(c.checkClasses(), c.checkTimes(), c.Settlement.Check(), c.Limits.check())
+	return errors.Join(c.checkClasses(), c.checkShares(), c.checkTimes(), c.Settlement.Check(), c.Limits.check())
 }
 
 // checkTimes refuses times below zero, which nothing can wait for.

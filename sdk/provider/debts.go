@@ -12,7 +12,7 @@ import (
 // newDebts counts what payers owe on all contracts.
 func (p *Server) newDebts() *payercredit.Debts {
 	return &payercredit.Debts{DB: p.db, Store: p.store, Payee: p.payee, Accounts: payercredit.New(p.leastRow(p.escrow)), Log: p.config.Log,
-		Escrow: p.escrow, Contracts: p.settlement.contracts, Row: p.leastRow, Credit: p.config.Terms.Credit, Tick: p.config.Metering.Tick, Kept: p.config.Terms.DebtKept, Decimals: p.token.Decimals}
+		Escrow: p.escrow, Contracts: p.settlement.contracts, Row: p.leastRow, Credit: p.config.Terms.Credit, Tick: p.config.Metering.Tick, Kept: p.config.Terms.DebtKept, Decimals: p.token.Decimals, MayOpen: p.leases.Services.CanOpen}
 }
 
 // Forgive writes off what a payer owes on channels that are closed, or, with x402, have nothing left, where no voucher

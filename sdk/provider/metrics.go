@@ -26,7 +26,7 @@ import (
 // token, as floats: they are for graphs and never come back into arithmetic
 // about money.
 type providerMetrics struct {
-	lease.Metrics
+	gpumetrics.Leases
 	registry *prometheus.Registry
 	streams  prometheus.Gauge
 	vouchers *prometheus.CounterVec
@@ -36,7 +36,7 @@ type providerMetrics struct {
 
 func newProviderMetrics(leases *lease.Manager) *providerMetrics {
 	m := &providerMetrics{
-		Metrics:  lease.NewMetrics(),
+		Leases:   gpumetrics.NewLeases(),
 		registry: prometheus.NewRegistry(),
 		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpupay_streams", Help: "Renters' open event streams."}),
 		vouchers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_vouchers_total", Help: "Vouchers with a right signature, by outcome."}, []string{"outcome"}),

@@ -14,7 +14,7 @@ import (
 // makeOffers has the provider publish its first offers.
 func (p *Server) makeOffers(ctx context.Context) error {
 	c := p.config
-	p.offers.Config = offering.Config{Key: c.Key, TTL: c.Terms.OfferTTL, Classes: c.classes(), Rates: p.rates, Devices: p.leases.Offered.List,
+	p.offers.Config = offering.Config{Key: c.Key, TTL: c.Terms.OfferTTL, Classes: c.classes(), Rates: p.rates, Shares: p.offers.Shares, Devices: p.leases.Offered.List,
 		Of: p.leases.Offered.Kinds.Of, Store: p.store.Offers, Log: c.Log}
 	terms := &p.offers.Terms
 	*terms = wire.Offer{

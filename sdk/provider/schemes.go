@@ -8,9 +8,9 @@ import (
 	"slices"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
 	"github.com/gpupay/gpupay/sdk/internal/sessionscheme"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
@@ -59,7 +59,7 @@ func (p *Server) openSchemes(ctx context.Context) error {
 	deps := schemeDeps{
 		config: p.config, minDeposit: p.minDeposit, minTransfer: p.minTransfer,
 		db: p.db, store: p.store, escrow: p.escrow, payee: p.payee, sender: p.sender, limiter: p.limiter, sponsor: p.sponsor, metrics: p.metrics, starts: &p.starts,
-		leases: p.directory, gpus: p.reserved, debts: p.debts, outbox: &depositOutbox{p: p}, front: frontDesk{p},
+		leases: p.directory, gpus: p.reserved, debts: p.debts, outbox: p.outbox(), front: frontDesk{p},
 	}
 	for _, m := range p.mounted {
 		s, err := m.open(ctx, deps)
@@ -69,6 +69,17 @@ func (p *Server) openSchemes(ctx context.Context) error {
 		p.schemes = append(p.schemes, s)
 	}
 	return nil
+}
+
+// outbox sends deposits for the schemes.
+func (p *Server) outbox() *scheme.DepositOutbox {
+	o := &scheme.DepositOutbox{Sender: p.sender, Sponsor: p.sponsor, Log: p.config.Log}
+	if p.gateway != nil {
+		o.Alone = func(ctx context.Context, name string) (*leasestore.Lock, error) {
+			return p.store.Locks.Take(ctx, p.leases.Lifetime(), name, p.gateway.Poll()/4, p.config.Log)
+		}
+	}
+	return o
 }
 
 // mountSession has the provider paid by vouchers on the escrow's channels, its own scheme.
@@ -100,19 +111,9 @@ func (p *Server) Metered(route Route, h http.Handler) (http.Handler, error) {
 	if len(route.Devices) == 0 || route.MaxTime < p.config.Metering.Tick {
 		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Metering.Tick)
 	}
-	offered, class := &p.leases.Offered, ""
-	for i, uuid := range route.Devices {
-		at := slices.IndexFunc(offered.Devices, func(d metering.Device) bool { return d.UUID == uuid })
-		if at < 0 || slices.Contains(route.Devices[:i], uuid) {
-			return nil, fmt.Errorf("provider: Metered: %s has no device %q, or it is named twice", p.config.Source.Name(), uuid)
-		}
-		id, sold := offered.Kinds.Of(offered.Devices[at])
-		if i == 0 {
-			class = id
-		}
-		if !sold || id != class {
-			return nil, fmt.Errorf("provider: Metered: device %q is of class %q and others of the route are of %q, or it is of none: a route has one price", uuid, id, class)
-		}
+	class, err := p.leases.Offered.ClassOf(route.Devices)
+	if err != nil {
+		return nil, fmt.Errorf("provider: Metered: %w", err)
 	}
 	return x.Metered(x402scheme.MeteredRoute{Class: class, Devices: route.Devices, MaxTime: route.MaxTime, Streamed: route.Streamed, WriteTimeout: route.writeTimeout}, h)
 }

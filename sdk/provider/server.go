@@ -27,6 +27,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
 	"github.com/gpupay/gpupay/sdk/internal/run"
 	"github.com/gpupay/gpupay/sdk/internal/scheme"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
 	"github.com/gpupay/gpupay/sdk/internal/x402scheme"
 	"github.com/gpupay/gpupay/sdk/limit"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -148,6 +149,9 @@ func (p *Server) prepare(ctx context.Context) error {
 		err = p.nodes.Poll(ctx, db)
 	}
 	p.metrics = newProviderMetrics(&p.leases)
+	if err == nil {
+		err = p.share()
+	}
 	if err := errors.Join(err, settlesAlone(ctx, p), p.chainParts(ctx), p.makeOffers(ctx)); err != nil {
 		return errors.Join(err, p.shutFiles())
 	}
@@ -202,7 +206,7 @@ func (p *Server) lets() {
 		Placer:   p.placer(),
 		Sick:     p.leases.Offered.Quarantines(p.config.Allocator),
 		Liveness: contain.Liveness(p.config.Log, p.config.Allocator), Source: p.config.Source, Clock: p.config.Metering.Clock, Store: p.store, Marks: p.leases.Deps.Marks, Row: p.leastRow(p.escrow), Accounts: p.debts.Accounts,
-		Metrics: p.metrics.Metrics, Log: p.config.Log, Ended: p.settlement.leaseEnded, Dropped: p.leases.Drop,
+		Metrics: p.metrics.Leases, Log: p.config.Log, Ended: p.settlement.leaseEnded, Dropped: p.leases.Drop,
 		Timing: lease.Timing{Tick: p.config.Metering.Tick, RecordEvery: p.config.Metering.RecordEvery,
 			SuspendTimeout: p.config.Terms.SuspendTimeout, AliveEvery: p.config.Commands.AliveEvery, CallTimeout: p.config.Commands.Timeout},
 	}
@@ -232,7 +236,8 @@ func (p *Server) placer() placement.Placer {
 	if p.nodes != nil {
 		return p.nodes
 	}
-	return placement.Local{Allocator: x402scheme.NamedAllocator{Allocator: contain.Allocator{Allocator: p.config.Allocator, Log: p.config.Log}, Named: &p.named, Book: p.deviceBook}}
+	return placement.Local{Allocator: sharing.Allocator{Services: p.leases.Services,
+		Allocator: x402scheme.NamedAllocator{Allocator: contain.Allocator{Allocator: p.config.Allocator, Log: p.config.Log}, Named: &p.named, Book: p.deviceBook}}}
 }
 
 // chainParts makes what watches the chain and sends to it.

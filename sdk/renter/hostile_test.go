@@ -128,7 +128,7 @@ func TestHostileQuotes(t *testing.T) {
 		{"device whose name steers a terminal", func(o *wire.Offer) { o.Devices = []wire.OfferDevices{{Model: "H100\x1b[2J", Count: 1}} }, nil, nil, peer.ErrOffer, true},
 		{"devices that are shared", func(o *wire.Offer) {
 			o.Version, o.Share, o.Devices = 2, &wire.Share{GPUs: 1, Slots: 8}, []wire.OfferDevices{{Model: "H100", MemoryBytes: 1, Count: 1}}
-		}, nil, nil, peer.ErrOffer, true},
+		}, nil, nil, peer.ErrOffer, false},
 		{"offer that says one thing twice", nil, func(v *testrig.Hostile) {
 			v.ForgeOffer = func(v *testrig.Hostile) []byte {
 				return []byte(strings.Replace(string(v.Offer.Document), `"amount":"1000"`, `"amount":"1000","Amount":"1"`, 1))

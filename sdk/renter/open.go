@@ -41,6 +41,9 @@ type Options struct {
 	// Class is the kind of GPUs, by the provider's name of it, such as "h100": an offer of others is refused, and so is what is billed
 	// for others. Not asked for if empty, where the provider has one kind.
 	Class string `json:"class,omitempty"`
+	// Share rents a share of GPUs by slots: requests are sent through Rental.Transport and billed one by one, and GPUs is what the
+	// offer says that each uses. Without it an offer of shared GPUs is refused, and with it any other.
+	Share bool `json:"share,omitempty"`
 }
 
 // Rent opens a channel with a provider and starts a lease on it. It sends the
@@ -63,6 +66,12 @@ func (r *Client) Rent(ctx context.Context, url string, options Options) (*Rental
 	q, err := r.quote(ctx, url, options.GPUs, options.Class)
 	if err != nil {
 		return nil, err
+	}
+	if q.GPUs, err = q.shared(options.Share, options.GPUs); err != nil {
+		return nil, err
+	}
+	if options.GPUs = q.GPUs; options.Share && options.Prepay > 0 {
+		return nil, errors.New("renter: Prepay pays ahead of what a lease's own GPUs use: leave it out with Share")
 	}
 	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.w.ClockOff)); err != nil {
 		return nil, err
@@ -312,6 +321,9 @@ func (l *Rental) start(ctx context.Context, first *wire.Challenge) error {
 func (l *Rental) requote(ctx context.Context) (*wire.Challenge, error) {
 	q, err := l.c.quote(ctx, l.lease.Row.URL, l.lease.Row.GPUs, l.lease.Offer.ClassID())
 	if err != nil {
+		return nil, err
+	}
+	if _, err := q.shared(l.lease.Row.Options.Share, q.GPUs); err != nil {
 		return nil, err
 	}
 	if l.lease.Row.Funding.ChannelID != l.lease.ID { // nothing is signed yet

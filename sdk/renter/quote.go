@@ -83,6 +83,20 @@ func (r *Client) quote(ctx context.Context, url string, gpus int, class string) 
 	return q, nil
 }
 
+// shared refuses an offer of GPUs that are shared by slots to who wants its own, and the other way round. It returns how many GPUs a
+// lease under it has.
+func (q Quote) shared(share bool, gpus int) (int, error) {
+	switch {
+	case share && q.Offer.Share == nil:
+		return 0, fmt.Errorf("%w: provider %s shares no GPUs of this class: rent without Options.Share", peer.ErrOffer, q.URL)
+	case !share && q.Offer.Share != nil:
+		return 0, fmt.Errorf("%w: provider %s shares its GPUs by %d slots: rent with Options.Share, and send requests through Rental.Transport", peer.ErrOffer, q.URL, q.Offer.Share.Slots)
+	case share:
+		return int(q.Offer.Share.GPUs), nil
+	}
+	return gpus, nil
+}
+
 // pays refuses an offer of another payee than a channel's, or of another escrow.
 func (q Quote) pays(terms channel.Terms) error {
 	if common.Address(q.Offer.Payee) == terms.Payee && common.Address(q.Offer.Escrow) == terms.Escrow {

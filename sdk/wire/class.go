@@ -91,3 +91,17 @@ func (s *Share) metering() metering.Share {
 	}
 	return metering.Share{GPUs: s.GPUs, Slots: s.Slots}
 }
+
+// RequestHeader names a request of a lease that shares GPUs, by a number of its client's: once in a lease, and growing. The record
+// that bills the request names it so.
+const RequestHeader = "Gpupay-Request"
+
+// SharedAccess is how requests of a lease that shares GPUs are sent: the access of its Lease.
+type SharedAccess struct {
+	Kind  string `json:"kind"`  // KindOpenAI
+	URL   string `json:"url"`   // under which the API is; empty: that of the provider itself
+	Token string `json:"token"` // bearer
+}
+
+// KindOpenAI is access to OpenAI's API.
+const KindOpenAI = "openai"

@@ -25,6 +25,8 @@ type Problem struct {
 	FreeGPUs *int `json:"freeGpus,omitempty"`
 	// Classes are those of a provider's GPUs, beside a refusal that asks for one of them: a request names it as ?class=.
 	Classes []string `json:"classes,omitempty"`
+	// Needs is beside the refusal of a request of a lease that shares its GPUs: what to pay before it is sent again.
+	Needs *NeedVoucher `json:"needVoucher,omitempty"`
 	// Term is of a node's refusal of what a gateway says that does not run the lease any more: the newest fencing token that
 	// the node has heard. nil: not said.
 	Term *int64 `json:"term,omitempty"`

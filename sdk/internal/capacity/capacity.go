@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/remote"
 	"github.com/gpupay/gpupay/sdk/internal/reserve"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -28,6 +30,7 @@ type Class struct {
 	ID        string        // empty where there are none
 	Nodes     *remote.Nodes // nil where this gateway meters
 	Allocator gpu.Allocator
+	Service   *sharing.Service // of the class's devices, which all leases share; nil: each has its own
 	Offered   *inventory.Offered
 	Offer     func(class string) (wire.SignedOffer, error)
 	Forgotten Forgotten
@@ -60,6 +63,9 @@ func (c *Class) has(d metering.Device) bool {
 // Left is how many devices are free beside what others keep, and how many there
 // are where the allocator does not say what is free.
 func (c *Class) Left(ctx context.Context, others []cluster.Kept) (int, error) {
+	if c.Service != nil { // however many have it
+		return math.MaxInt32, c.Service.Fit()
+	}
 	if c.Nodes != nil {
 		return c.Nodes.FreeBeside(cluster.Beside(others, nil), c.has), nil
 	}
@@ -122,6 +128,13 @@ func (c *Class) beside(others []int, lost []string) (int, error) {
 
 // Free is how many a new lease could have now, beside what a book keeps. nil: the allocator does not say.
 func (c *Class) Free(ctx context.Context, kept *reserve.Book) *int {
+	if c.Service != nil {
+		free := int(c.Service.Share().GPUs)
+		if c.Service.Fit() != nil {
+			free = 0
+		}
+		return &free
+	}
 	if _, ok := c.Allocator.(gpu.Capacity); !ok && c.Nodes == nil {
 		return nil
 	}

@@ -34,6 +34,24 @@ func (o *Offered) Are(devices []string, sold func(metering.Device) error) error 
 	return nil
 }
 
+// ClassOf is the class of some devices, all of which were listed at the start: whoever names them has one price for them.
+func (o *Offered) ClassOf(devices []string) (class string, err error) {
+	for i, uuid := range devices {
+		at := slices.IndexFunc(o.Devices, func(d metering.Device) bool { return d.UUID == uuid })
+		if at < 0 || slices.Contains(devices[:i], uuid) {
+			return "", fmt.Errorf("no device %q is listed, or it is named twice", uuid)
+		}
+		id, sold := o.Kinds.Of(o.Devices[at])
+		if i == 0 {
+			class = id
+		}
+		if !sold || id != class {
+			return "", fmt.Errorf("device %q is of class %q and others of the route are of %q, or it is of none: a route has one price", uuid, id, class)
+		}
+	}
+	return class, nil
+}
+
 func (o *Offered) names() []string { return Names(o.List()) }
 
 // Look looks at what is offered. Which leases have ended and hold GPUs still is not known here.

@@ -128,6 +128,9 @@ func (b *balance) exceeds(limit uint256.Int) bool {
 
 // ahead is the two ticks of each GPU that are kept free, nanoseconds.
 func (b *balance) ahead() uint64 {
+	if b.slots != nil {
+		return uint64(b.slots.Ahead(2 * b.Deps.Timing.Tick))
+	}
 	return uint64(len(b.Allocation.Devices)) * uint64(2*b.Deps.Timing.Tick)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/payercredit"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
 )
 
 // payersLeases are the leases of one payer at one gateway, read by hand: nothing of it depends on how fast the machine is.
@@ -51,9 +52,10 @@ func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 		l.Allocation.Devices = append(l.Allocation.Devices, fmt.Sprintf("GPU-%d-%d", n, gpu))
 	}
 	var err error
-	if l.Meter, err = usage.NewMeter(usage.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
+	if l.own, err = usage.NewMeter(usage.Config{Devices: l.Allocation.Devices, Tick: handTick, MaxGap: 3 * handTick, Keep: -1}); err != nil {
 		f.Fatal(err)
 	}
+	l.Meter = sharing.Own{Meter: l.own}
 	l.health.watchdog.Limit = 3 * handTick
 	l.Balance.join(nil)
 	f.leases = append(f.leases, l)
@@ -64,7 +66,7 @@ func (f *payersLeases) lease(credit uint64, gpus int) *Lease {
 func (f *payersLeases) read(l *Lease) {
 	for _, device := range l.Allocation.Devices {
 		r := metering.Reading{Device: device, Seen: device, BootID: "boot", Driver: "1", Health: metering.Healthy, At: metering.Instant{Wall: f.now, Mono: f.now, Boot: f.now}}
-		interval, err := l.Meter.Observe(r)
+		interval, err := l.own.Observe(r)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -151,7 +153,7 @@ func TestLeasesPaidInAdvanceTakeNoCredit(t *testing.T) {
 	}
 	f.runs(50)
 	for _, l := range f.leases {
-		if debt := l.Meter.Totals().Allocated; debt != int64(50*handTick) {
+		if debt := l.own.Totals().Allocated; debt != int64(50*handTick) {
 			t.Fatalf("a lease that is paid in advance was served for %s of 50 s", time.Duration(debt))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
+	"github.com/gpupay/gpupay/sdk/internal/placement"
 )
 
 // guard sees to it that no renter has devices that it must not have: also where the lease's goroutine does not get to it, or where nobody
@@ -151,7 +152,7 @@ func (g *guard) hindrance(v *View) string {
 		return reasonUnpaid
 	case g.health.watchdog.Expired():
 		return ReasonUnmetered
-	case g.health.liveness.dead.Load():
+	case g.health.liveness.Dead.Load():
 		return ReasonDead
 	}
 	return ""
@@ -160,7 +161,7 @@ func (g *guard) hindrance(v *View) string {
 // resumeMeter has the meter bill, unless the lease was found dead meanwhile.
 func (g *guard) resumeMeter() {
 	g.Meter.Resume()
-	if g.health.liveness.dead.Load() {
+	if g.health.liveness.Dead.Load() {
 		g.Meter.Pause()
 	}
 }
@@ -181,92 +182,26 @@ func (g *guard) HalfResumed() bool {
 	return g.Status.State() == leasestore.Suspended && g.Devices.Given.Load()
 }
 
-// probes is how many allocations of a provider are asked at once whether they are alive.
-const probes = 16
-
-// probe is what the allocator said last of whether a lease is alive.
-type probe struct {
-	dead    atomic.Bool
-	unknown bool // it could not say, which was logged; for who asks
-	next    atomic.Pointer[time.Timer]
-}
-
-// stop lets go of a lease that has ended: the timer would keep it in memory.
-func (p *probe) stop() {
-	if next := p.next.Load(); next != nil {
-		next.Stop()
-	}
-}
-
 // health is whether the devices of a lease can be metered, and whether what it was allocated is alive.
 type health struct {
 	*core
 	watchdog inventory.Watchdog // of its devices
 	devices  *inventory.Watch   // of each of them; nil: of none
-	liveness probe              // of what was allocated
+	liveness placement.Liveness // of what was allocated
 }
 
-// probe asks the allocator again and again whether what it allocated is alive, until the lease ends, and tells died where it is not. It
-// does not wait for the lease's goroutine, nor that for it: a command that hangs holds up no suspension.
-func (h *health) probe(died func()) {
+// watchLife has a lease that is found dead be billed no more at once, and not when its goroutine has time.
+func (h *health) watchLife(died func()) {
 	if h.Deps.Liveness == nil || h.Read != nil { // what lasts for one request was given to nobody
 		return
 	}
-	h.liveness.next.Store(time.AfterFunc(h.Deps.Timing.AliveEvery, func() {
-		select {
-		case <-h.Done: // what it was allocated is another's
-			return
-		default:
-		}
-		select {
-		case h.Deps.probing <- struct{}{}:
-		case <-h.Done:
-			return
-		case <-h.life.Done():
-			return
-		}
-		ctx, cancel := context.WithTimeout(h.life, h.Deps.Timing.CallTimeout)
-		err := h.Deps.Liveness(ctx, h.Allocation)
-		cancel()
-		<-h.Deps.probing
-		if h.answered(err) {
-			died()
-		}
-		h.probe(died)
-	}))
-}
-
-// lifeless reports whether nothing runs that would have to stop, of a lease whose command failed: it may have died just now, or before this
-// process began, and is not over for that.
-func (h *health) lifeless(ctx context.Context) bool {
-	if h.liveness.dead.Load() || h.Deps.Liveness == nil {
-		return h.liveness.dead.Load()
-	}
-	call, cancel := context.WithTimeout(ctx, h.Deps.Timing.CallTimeout)
-	defer cancel()
-	return errors.Is(h.Deps.Liveness(call, h.Allocation), gpu.ErrDead)
-}
-
-// answered takes what the allocator says, and reports whether the lease is found dead. The bill stops at once, not when the lease's
-// goroutine has time.
-func (h *health) answered(err error) (died bool) {
-	switch {
-	case err == nil:
-		h.liveness.unknown = false
-		if h.liveness.dead.Swap(false) {
-			h.Inbox.Wake()
-		}
-	case errors.Is(err, gpu.ErrDead):
-		if died = !h.liveness.dead.Swap(true); died {
+	h.liveness.Watch(h.life, h.Done, h.Allocation, h.Deps.asks(), func(dead bool) {
+		if dead {
 			h.Meter.Pause()
-			h.Deps.Log.Warn("lease is not alive: it is suspended and not billed", "lease", h.ID, "error", err)
-			h.Inbox.Wake()
+			defer died()
 		}
-	case !h.liveness.unknown && h.life.Err() == nil:
-		h.liveness.unknown = true
-		h.Deps.Log.Warn("nobody knows whether a lease is alive", "lease", h.ID, "error", err)
-	}
-	return died
+		h.Inbox.Wake()
+	})
 }
 
 // Unmetered counts the leases that nobody can meter now.

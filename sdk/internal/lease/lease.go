@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -35,7 +36,8 @@ type Lease struct {
 	unsure  bool        // an earlier process ran it, and may have suspended its devices without writing that down
 
 	sampled    *sampling.Task
-	opened     chan struct{} // closed when its devices were looked at first, of a lease that begins here and lasts for no request
+	looked     <-chan struct{} // closed when the devices that it shares were read since it joined
+	opened     chan struct{}   // closed when its devices were looked at first, of a lease that begins here and lasts for no request
 	nextRecord *time.Timer
 	mu         sync.Mutex  // guards again
 	again      *time.Timer // begins sampling that ended anew
@@ -46,7 +48,9 @@ type core struct {
 	Spec
 	Status  status
 	Inbox   inbox
-	Meter   *usage.Meter // nil where a node meters the lease
+	Meter   sharing.Meter  // nil where a node meters the lease
+	own     *usage.Meter   // Meter, where the lease has its devices for itself
+	slots   *sharing.Lease // Meter, where it shares them
 	Devices placement.Custody
 	Fence   placement.Fence
 }
@@ -91,15 +95,15 @@ func (l *Lease) Abort() {
 
 // run meters from now on until the lease ends. The end of life ends the lease's
 // own work only after the last record is on disk, so it must outlive requests.
-func (l *Lease) run(life context.Context, wait *sync.WaitGroup) {
+func (l *Lease) run(life context.Context, done func()) {
 	if !l.MetersHere() {
 		go func() {
 			l.close(life, l.Remote.Follow(life))
-			wait.Done()
+			done()
 		}()
 		return
 	}
-	l.Inbox.launch(life, wait)
+	l.Inbox.launch(life, done)
 }
 
 // work does what there is to do.
@@ -114,7 +118,7 @@ func (l *Lease) work() {
 			continue
 		}
 		l.close(l.life, *req)
-		l.Inbox.wait.Done()
+		l.Inbox.done()
 		return // and is working for ever: nothing is done after the end
 	}
 }
@@ -136,7 +140,7 @@ func (l *Lease) do(ctx context.Context, mail Mail) *Stop {
 		_ = l.Records.complete(ctx) // what an earlier process left behind; logged and tried again
 	}
 	if mail.again {
-		l.sampled = l.Deps.sampling.Attend(l.Meter, 0, l)
+		l.sampled = l.Deps.sampling.Attend(l.own, 0, l)
 	}
 	if mail.due {
 		l.nextRecord.Reset(l.Deps.Timing.RecordEvery)
@@ -163,11 +167,14 @@ func (l *Lease) do(ctx context.Context, mail Mail) *Stop {
 // begin has the devices read and records made. They keep the grid on which the
 // lease began: leases that are taken up together do not all record at once.
 func (l *Lease) begin(ctx context.Context) {
-	l.sampled = l.sample(ctx)
-	if l.opened != nil {
-		go l.open(l.sampled.Looked())
+	if l.slots == nil {
+		l.sampled = l.sample(ctx)
+		l.looked = l.sampled.Looked()
+		l.health.watchLife(l.Guard.armBackstop)
 	}
-	l.health.probe(l.Guard.armBackstop)
+	if l.opened != nil {
+		go l.open(l.looked)
+	}
 	if l.Credit.Postpaid() {
 		every := l.Deps.Timing.RecordEvery
 		past := max(time.Since(time.Unix(0, l.startedAt)), 0) % every
@@ -185,25 +192,26 @@ func (l *Lease) close(ctx context.Context, req Stop) {
 			t.Stop()
 		}
 	}
-	l.health.liveness.stop()
+	l.health.liveness.Stop()
 	l.endSampling(req)
 	if req.Keep { // all of the process do so at once
 		l.Deps.leaving <- struct{}{}
 		defer func() { <-l.Deps.leaving }()
 	}
 	l.finish(ctx, req)
+	l.leave()
 	close(l.Done)
-	l.health.liveness.stop() // a look that was under way has set it again
+	l.health.liveness.Stop() // a look that was under way has set it again
 }
 
 // sample has the devices read from now on, whatever state they are in. Of a lease that lasts for one request they are read before the
 // request is served, and the request waits for that: nil if nothing of it could be metered.
 func (l *Lease) sample(ctx context.Context) *sampling.Task {
 	if l.Read == nil {
-		return l.Deps.sampling.Attend(l.Meter, 0, l)
+		return l.Deps.sampling.Attend(l.own, 0, l)
 	}
 	defer close(l.Read)
-	sampled, err := l.Deps.sampling.AddRead(ctx, l.Meter, 0, l)
+	sampled, err := l.Deps.sampling.AddRead(ctx, l.own, 0, l)
 	if err != nil {
 		l.Deps.Log.Error("a request is not served: its GPUs cannot be metered", "lease", l.ID, "error", err)
 	}
@@ -222,6 +230,9 @@ func (l *Lease) open(looked <-chan struct{}) {
 // endSampling reads no more. The devices of a lease that was asked to end are read a last time, for the time up to that: or leases shorter
 // than a tick would be free, however many. What a channel has paid for in windows is not: see prepaid.
 func (l *Lease) endSampling(req Stop) {
+	if l.slots != nil {
+		l.endRequests(req)
+	}
 	if l.sampled == nil {
 		return
 	}
@@ -281,25 +292,6 @@ func (l *Lease) Measurable() error {
 		return wire.Unavailable.With("the GPUs of this request cannot be metered now: nothing was charged, try again later")
 	}
 	return nil
-}
-
-// WhileActive calls stop when the lease is not active any more.
-func (l *Lease) WhileActive(ctx context.Context, stop func()) {
-	for {
-		v, changed := l.Status.Snapshot()
-		if v.State != leasestore.Active {
-			stop()
-			return
-		}
-		select {
-		case <-changed:
-		case <-l.Done: // lost to another gateway, which does not know of the handler
-			stop()
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // Prepay has a new lease run on what is reserved for it, base units, in records of a quantum of device nanoseconds.

@@ -1,8 +1,8 @@
 package lease
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,7 +13,6 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 	"github.com/jmoiron/sqlx"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"github.com/gpupay/gpupay/channel"
@@ -26,6 +25,8 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/keyed"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/placement"
+	"github.com/gpupay/gpupay/sdk/internal/run"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -48,14 +49,14 @@ type Manager struct {
 
 	Offered inventory.Offered // the devices of the source, for who asks how they are
 
-	life   context.Context // leases run until it ends
-	Finish func()
+	Services sharing.Services // devices that leases share
 
-	Busy             keyed.Mutex // by lease: it begins, or is resolved
-	mu               sync.Mutex
-	leases           map[common.Hash]*Lease // running, by channel
-	wait             sync.WaitGroup
-	closed, draining bool
+	run.Works // leases run until it ends
+	Finish    func()
+
+	Busy   keyed.Mutex // by lease: it begins, or is resolved
+	mu     sync.Mutex
+	leases map[common.Hash]*Lease // running, by channel
 
 	Forgotten *placement.Forgotten // leases that the database has lost
 }
@@ -72,10 +73,11 @@ func (h *Manager) Init(ctx context.Context) {
 	}
 	h.Forgotten = &placement.Forgotten{Placer: h.Deps.Placer, Store: h.Store, Busy: &h.Busy, Running: running, Go: h.Go, Within: h.Deps.Timing.CallTimeout, Tenure: h.Deps.Tenure, Log: h.Deps.Log, Pace: rate.Sometimes{Interval: h.Deps.Timing.CallTimeout}}
 	life, end := context.WithCancel(context.Background())
-	h.life = life
-	h.Deps.probing = make(chan struct{}, probes)
+	h.Live(life)
+	h.Deps.probing = make(chan struct{}, placement.AskedAtOnce)
 	h.Deps.leaving = make(chan struct{}, 1024) // as many as the store commits at once
 	h.Deps.sampling = sampling.New(h.Deps.Source, h.Deps.Clock)
+	_ = h.Services.Sample(h.Deps.sampling) // each was configured as its meter takes it
 	h.Finish = func() {
 		end()
 		h.Deps.sampling.Close()
@@ -87,61 +89,7 @@ func (h *Manager) Init(ctx context.Context) {
 }
 
 // Close stops all leases, which go on in the next process, and waits for all work. It is false the second time.
-func (h *Manager) Close() bool {
-	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
-		return false
-	}
-	h.closed = true
-	h.mu.Unlock()
-	h.Finish()
-	h.wait.Wait()
-	return true
-}
-
-// Begin registers work that Close waits for.
-func (h *Manager) Begin() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return false
-	}
-	h.wait.Add(1)
-	return true
-}
-
-// Go does work that Close waits for, until Lifetime ends. It is false where Close was called.
-func (h *Manager) Go(work func(ctx context.Context)) bool {
-	begun := h.Begin()
-	if begun {
-		go func() {
-			defer h.Done()
-			work(h.life)
-		}()
-	}
-	return begun
-}
-
-// Drain has no further lease begin.
-func (h *Manager) Drain() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.draining = true
-}
-
-// Accepts reports whether leases may begin: neither Drain nor Close was called.
-func (h *Manager) Accepts() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return !h.closed && !h.draining
-}
-
-// Done ends work that begin registered.
-func (h *Manager) Done() { h.wait.Done() }
-
-// Lifetime ends when the manager stops.
-func (h *Manager) Lifetime() context.Context { return h.life }
+func (h *Manager) Close() bool { return h.Shut(func() { h.Finish() }) }
 
 // Running returns the lease that runs on a channel, or nil.
 func (h *Manager) Running(channelID common.Hash) *Lease {
@@ -189,7 +137,7 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 		h.Allocated(s.ID)
 	}
 	if err = row.Allocate(&a); err == nil {
-		err = h.bind(call, &row, s.ID, offer, meter)
+		err = row.Bind(call, h.Binder, s.ID, offer, cmp.Or(meter, h.MeterKey.Address()))
 	}
 	if err == nil {
 		err = h.Store.Leases.Activate(call, row)
@@ -307,28 +255,15 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 		return nil, err
 	}
 	l.Records.draft = pending
-	if l.Meter, err = newMeter(a.Devices, offer.Offer, saved); err != nil {
+	if err = l.meterOf(h.Services, a, offer.Offer, saved); err != nil {
 		return nil, err
 	}
-	l.health.watchdog.Limit = l.Meter.Config().MaxGap
+	l.health.watchdog.Limit = time.Duration(offer.MaxGap) * time.Millisecond
 	l.health.devices = inventory.NewWatch(a.Devices, l.health.watchdog.Limit, h.Deps.Sick)
 	if l.Records.recorder, err = usage.NewRecorder(terms, h.Signer(row.SigningKey(offer)), record); err != nil || h.Scheme == nil {
 		return l, err
 	}
 	return l, h.Scheme(l)
-}
-
-func newMeter(devices []string, o wire.Offer, saved *usage.State) (*usage.Meter, error) {
-	config := usage.Config{
-		Devices: devices,
-		Tick:    time.Duration(o.Tick) * time.Millisecond,
-		MaxGap:  time.Duration(o.MaxGap) * time.Millisecond,
-		Keep:    -1, // nobody asks a provider for samples: the root in the record tells whether two meters saw the same
-	}
-	if saved != nil {
-		return usage.Restore(config, *saved)
-	}
-	return usage.NewMeter(config)
 }
 
 // launch lets a lease run. Its view starts where its last record is.
@@ -340,38 +275,43 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		v.Shows(last)
 		v.Ask(state, reason)
 	})
-	l.Devices.Given.Store(l.MetersHere() && (state == leasestore.Active || state == leasestore.Suspended && reason == ReasonDead)) // a node suspends by itself; of what is dead the command may have failed
+	l.Devices.Given.Store(l.MetersHere() && l.slots == nil && (state == leasestore.Active || state == leasestore.Suspended && reason == ReasonDead)) // a node suspends by itself; of what is dead the command may have failed
 	if state == leasestore.Suspended && l.Meter != nil {
 		l.Meter.Pause()
 		switch reason {
 		case ReasonUnmetered:
 			l.health.watchdog.Expire() // until its devices are read
 		case ReasonDead:
-			l.health.liveness.dead.Store(h.Deps.Liveness != nil) // until it is asked
+			l.health.liveness.Dead.Store(h.Deps.Liveness != nil) // until it is asked
 		}
 	}
 	if h.Owing != nil {
-		owing, err := h.Owing(h.life, s.Terms.Payer)
+		owing, err := h.Owing(h.Lifetime(), s.Terms.Payer)
 		if err != nil {
 			return err
 		}
 		l.Balance.join(owing)
 	}
 	if h.Share != nil {
-		share, err := h.Share(h.life, l.ID)
+		share, err := h.Share(h.Lifetime(), l.ID)
 		if err != nil {
 			return err
 		}
 		l.Balance.Share.Store(share)
 	}
+	if err := l.join(); err != nil {
+		return err
+	}
 	if !h.Begin() {
+		l.leave()
 		return ErrClosed
 	}
 	if err := h.Enlist(l); err != nil {
-		h.wait.Done()
+		l.leave()
+		h.Done()
 		return err
 	}
-	l.run(h.life, &h.wait)
+	l.run(h.Lifetime(), h.Done)
 	h.Deps.Log.Info("lease started", "lease", l.ID, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.Allocation.Devices, "state", string(state))
 	return nil
 }
@@ -385,7 +325,7 @@ var ErrMetered = errors.New("it is metered for lease")
 func (h *Manager) Enlist(l *Lease) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if l.MetersHere() {
+	if l.MetersHere() && l.slots == nil {
 		device, other := h.meter(l.Allocation.Devices, l.ID)
 		if other != nil && (placement.ForOneRequest(l.Allocation) || placement.ForOneRequest(other.Allocation)) {
 			return fmt.Errorf("%w: device %s of lease %s: %w %s", gpu.ErrNoCapacity, device, l.ID, ErrMetered, other.ID)
@@ -401,7 +341,7 @@ func (h *Manager) Enlist(l *Lease) error {
 // meter is the lease, but for one, that has one of some devices here, and which; nil if none has. The caller holds mu.
 func (h *Manager) meter(devices []string, but common.Hash) (string, *Lease) {
 	for _, other := range h.leases {
-		if !other.MetersHere() || other.ID == but || other.Ending.Load() || other.Fence.Lost.Load() {
+		if !other.MetersHere() || other.slots != nil || other.ID == but || other.Ending.Load() || other.Fence.Lost.Load() {
 			continue
 		}
 		if i := slices.IndexFunc(devices, func(d string) bool { return slices.Contains(other.Allocation.Devices, d) }); i >= 0 {
@@ -468,35 +408,10 @@ func (h *Manager) EndSoon(l *Lease, reason string) {
 		return
 	}
 	go func() {
-		if err := l.End(h.life, Stop{Reason: reason}); err != nil {
+		if err := l.End(h.Lifetime(), Stop{Reason: reason}); err != nil {
 			h.Deps.Log.Error("lease could not be ended", "lease", l.ID, "error", err)
 		}
 	}()
-}
-
-// bind says in a row whose key signs the records of a lease that begins, where its offer does not: of the key that metered, or of our own
-// where meter is zero. A payee signs for it, once: it does so between the two writes of a lease, and nobody has it before the second one,
-// after which the row is what counts. A lease that does not come to that write is over, and its id never used again.
-func (h *Manager) bind(ctx context.Context, row *leasestore.Row, channelID common.Hash, offer wire.SignedOffer, meter common.Address) error {
-	if offer.NamesMeter() {
-		return nil
-	}
-	if meter == (common.Address{}) {
-		meter = h.MeterKey.Address()
-	}
-	row.MeterKey = meter.Hex()
-	if h.Binder == nil {
-		return nil
-	}
-	binding, err := wire.BindMeter(ctx, h.Binder, offer.Offer, wire.MeterBinding{
-		LeaseID: common.HexToHash(row.ID), ChannelID: channelID, OfferHash: offer.Hash, Meter: wire.Address(meter)})
-	if err != nil {
-		return err
-	}
-	fault.Point(fault.MeterBound)
-	text, err := json.Marshal(binding)
-	row.Binding = string(text)
-	return err
 }
 
 // Signer is the metering key of an address, and our newest one where that is not here.
@@ -516,28 +431,6 @@ var ErrClosed = errors.New("the provider is closed")
 func (h *Manager) RunsAgain(l *Lease) bool {
 	now := h.Running(l.Terms.ID())
 	return now != nil && now != l || l.Balance.account != nil && !l.Balance.account.Has(&l.Balance)
-}
-
-// Metrics counts what is metered.
-type Metrics struct {
-	GPU  prometheus.Counter
-	Gaps *prometheus.CounterVec
-}
-
-// NewMetrics are at nothing.
-func NewMetrics() Metrics {
-	return Metrics{
-		GPU:  prometheus.NewCounter(prometheus.CounterOpts{Name: "gpupay_gpu_seconds_total", Help: "GPU-seconds billed in signed records."}),
-		Gaps: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gpupay_unbilled_seconds_total", Help: "Device time in leases that was not billed, by class."}, []string{"class"}),
-	}
-}
-
-func (m Metrics) recorded(rec metering.SignedRecord) {
-	m.GPU.Add(time.Duration(rec.Evidence.Nanos).Seconds())
-	for _, d := range rec.Evidence.Devices {
-		m.Gaps.WithLabelValues("gap").Add(time.Duration(d.Nanos.Gap).Seconds())
-		m.Gaps.WithLabelValues("down").Add(time.Duration(d.Nanos.Down).Seconds())
-	}
 }
 
 // GPUs looks at those that are offered here.

@@ -1,7 +1,9 @@
 package lease
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"sync/atomic"
@@ -113,13 +115,15 @@ func (r *records) Make(ctx context.Context, final bool) error {
 	if last, ok := r.recorder.Last(); ok && last.Final {
 		return nil
 	}
-	draft, err := r.recorder.Draft(r.Meter.Cut(), final)
-	if err != nil {
+	evidence, err := r.Meter.Cut(final)
+	draft, failed := r.recorder.Draft(evidence, final)
+	saved, unsaved := r.Meter.Save()
+	if err = cmp.Or(err, failed, unsaved); err != nil {
 		r.Fence.Check(err)
 		r.Deps.Log.Error("usage record could not be made", "lease", r.ID, "error", err)
 		return err
 	}
-	r.draft = &leasestore.Pending{Draft: draft, Meter: r.Meter.Save()}
+	r.draft = &leasestore.Pending{Draft: draft, Meter: saved}
 	return r.complete(ctx)
 }
 
@@ -173,7 +177,7 @@ func (r *records) sign(ctx context.Context, p leasestore.Pending) (metering.Sign
 // writtenRecord is a record that was on disk, and where the meter stood at it.
 type writtenRecord struct {
 	record metering.SignedRecord
-	meter  usage.State
+	meter  json.RawMessage
 }
 
 // maxWritten is how many of them a lease remembers: a server that is further behind has lost more than the lease can tell.
@@ -203,11 +207,15 @@ func (r *records) writeAgain(ctx context.Context) error {
 
 // Commit has the record that was signed on disk, and its charge, under the fencing token.
 func (r *records) Commit(ctx context.Context) error {
-	rec, books, meter := *r.Unstored, r.Deps.Store.Records, usage.State{} // a node keeps that of what it meters
+	rec, books := *r.Unstored, r.Deps.Store.Records
+	var meter json.RawMessage // a node keeps that of what it meters
+	var err error
 	if books.Late = !r.MetersHere(); !books.Late {
-		meter = r.Meter.Save()
+		if meter, err = r.Meter.Save(); err != nil {
+			return err
+		}
 	}
-	err := books.Append(ctx, r.Term, rec, meter, r.Closing.Load())
+	err = books.Append(ctx, r.Term, rec, meter, r.Closing.Load())
 	if errors.Is(err, leasestore.ErrRolledBack) && !r.MetersHere() {
 		r.Fence.Lost.Store(true) // it is taken up again as the database has it, and its node has the rest
 	} else if errors.Is(err, leasestore.ErrRolledBack) && r.writeAgain(ctx) == nil {
@@ -223,7 +231,7 @@ func (r *records) Commit(ctx context.Context) error {
 	if r.MetersHere() && r.Deps.Store.DB.Shared() {
 		r.written = append(r.written[max(0, len(r.written)+1-maxWritten):], writtenRecord{rec, meter})
 	}
-	r.Deps.Metrics.recorded(rec)
+	r.Deps.Metrics.Recorded(rec)
 	r.Status.Update(func(v *View) { v.Shows(&rec) })
 	return nil
 }

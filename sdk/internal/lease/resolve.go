@@ -232,7 +232,7 @@ func (h *Manager) adopt(ctx context.Context, row leasestore.Row) error {
 	if err := h.mayGoOn(ctx, l, row); err != nil {
 		return err
 	}
-	if l.unsure = l.Meter != nil && row.State == wire.StateActive; l.unsure {
+	if l.unsure = l.own != nil && row.State == wire.StateActive; l.unsure {
 		l.Meter.Pause()
 	}
 	if err := h.launch(l, leasestore.State(row.State), s, last); err != nil || over == "" {

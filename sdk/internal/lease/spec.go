@@ -13,6 +13,7 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sampling"
 	"github.com/gpupay/gpupay/sdk/gpu"
+	"github.com/gpupay/gpupay/sdk/internal/gpumetrics"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
@@ -59,13 +60,18 @@ type Deps struct {
 	Row      uint256.Int           // base units of a channel that a settlement fetches at least
 	Accounts *payercredit.Accounts // of payers; nil: each lease has a credit of its own
 	Marks    *highwater.Marks      // outside the store: what was signed
-	Metrics  Metrics
+	Metrics  gpumetrics.Leases
 	Log      *slog.Logger
 	Timing   Timing
 	Ended    func(*Lease)
 	Dropped  func(*Lease)           // it goes on elsewhere
 	leaving  chan struct{}          // bounds how many write their last record at a time
 	Tenure   func() context.Context // ends when others may run our leases; nil: nobody else does
+}
+
+// asks is how the allocator is asked whether leases are alive.
+func (d *Deps) asks() placement.Asks {
+	return placement.Asks{Alive: d.Liveness, Every: d.Timing.AliveEvery, Within: d.Timing.CallTimeout, Turn: d.probing, Log: d.Log}
 }
 
 // Timing is how often a lease looks at things.

@@ -108,9 +108,9 @@ func (s *status) State() leasestore.State { return s.Look().State }
 // inbox is how a lease is told things, by whomever: its goroutine runs while there is something to do, and only then.
 type inbox struct {
 	*Spec
-	work   func()          // the goroutine
-	wait   *sync.WaitGroup // for the lease to have ended
-	Notify chan struct{}   // there is mail, for the goroutine that a lease on a node has
+	work   func()        // the goroutine
+	done   func()        // the lease has ended
+	Notify chan struct{} // there is mail, for the goroutine that a lease on a node has
 
 	mu      sync.Mutex // guards life too, until the lease is launched
 	mail    Mail
@@ -135,9 +135,9 @@ type Stop struct {
 }
 
 // launch has the lease begin: what it was told before is done then.
-func (i *inbox) launch(life context.Context, wait *sync.WaitGroup) {
+func (i *inbox) launch(life context.Context, done func()) {
 	i.mu.Lock()
-	i.life, i.wait = life, wait
+	i.life, i.done = life, done
 	i.mu.Unlock()
 	i.post(func(m *Mail) { m.begin = true })
 }

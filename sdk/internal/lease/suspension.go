@@ -27,6 +27,9 @@ func (l *Lease) tells() bool {
 // gives up on a renter that stays away. A lease that nobody can meter is suspended alike. It returns why the lease is over, if it is.
 func (l *Lease) enforce(ctx context.Context) *Stop {
 	v := l.Status.Look()
+	if l.slots != nil {
+		return l.enforceShared(v)
+	}
 	why := l.Guard.hindrance(&v)
 	switch v.State {
 	case leasestore.Active:
@@ -154,7 +157,7 @@ func (l *Lease) suspend(ctx context.Context, why string) error {
 	if err := l.Records.Make(ctx, false); l.Fence.Lost.Load() {
 		return err // the lease is another gateway's, and so are its devices
 	}
-	if err := l.Fence.Command(ctx, l.Devices.Suspend); err != nil && (l.Fence.Lost.Load() || why != ReasonDead && !l.health.lifeless(ctx)) {
+	if err := l.Fence.Command(ctx, l.Devices.Suspend); err != nil && (l.Fence.Lost.Load() || why != ReasonDead && !l.health.liveness.Lifeless(ctx, l.Allocation, l.Deps.asks())) {
 		return err
 	}
 	l.Records.Enter(ctx, leasestore.Suspended, why)

@@ -13,7 +13,6 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
 	"github.com/gpupay/gpupay/metering"
-	"github.com/gpupay/gpupay/metering/usage"
 )
 
 // Records keeps usage records, each with the charge that it states.
@@ -70,8 +69,8 @@ func (s Records) refused(ctx context.Context, tx *sqlx.Tx, id common.Hash, term 
 
 // Append makes a usage record and the charge it states durable in one step: a
 // record that a renter sees is a charge that a restart remembers, and the
-// other way round. What closing writes is there with a final record.
-func (s Records) Append(ctx context.Context, term int64, rec metering.SignedRecord, meter usage.State, closing *func(*sqlx.Tx, metering.SignedRecord) error) error {
+// other way round. meter is what the lease's meter goes on from. What closing writes is there with a final record.
+func (s Records) Append(ctx context.Context, term int64, rec metering.SignedRecord, meter any, closing *func(*sqlx.Tx, metering.SignedRecord) error) error {
 	record, err := json.Marshal(rec)
 	if err != nil {
 		return err

@@ -81,7 +81,7 @@ func (r Row) AtNode() bool {
 
 // LetAgain reports whether a device of an allocation is in a later lease.
 func LetAgain(a gpu.Allocation, later []Row) bool {
-	return a.Node == "" && slices.ContainsFunc(later, func(row Row) bool { // a node takes back what is in this lease
+	return a.Node == "" && !a.Shared && slices.ContainsFunc(later, func(row Row) bool { // a node takes back what is in this lease
 		b, err := row.Allocated()
 		return err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) })
 	})
@@ -105,15 +105,15 @@ func (r Row) MeterBinding() (*wire.MeterBinding, error) {
 }
 
 // Pending is the next record of a lease, before it is signed, and where the
-// meter is after it.
+// meter is after it, as that one writes it.
 type Pending struct {
 	usage.Draft
-	Meter usage.State `json:"meter"`
+	Meter json.RawMessage `json:"meter"`
 }
 
 // Resume is where the meter was at the lease's newest record, signed or about to
 // be, and the record that is about to be.
-func (r Row) Resume(last *metering.SignedRecord) (*usage.State, *metering.Record, *Pending, error) {
+func (r Row) Resume(last *metering.SignedRecord) (json.RawMessage, *metering.Record, *Pending, error) {
 	var record *metering.Record
 	if last != nil {
 		record = &last.Record
@@ -123,14 +123,10 @@ func (r Row) Resume(last *metering.SignedRecord) (*usage.State, *metering.Record
 		if err := json.Unmarshal([]byte(r.Pending), pending); err != nil {
 			return nil, nil, nil, fmt.Errorf("stored draft of lease %s: %w", r.ID, err)
 		}
-		return &pending.Meter, record, pending, nil
+		return pending.Meter, record, pending, nil
 	}
 	if last == nil {
 		return nil, nil, nil, nil
 	}
-	var saved usage.State
-	if err := json.Unmarshal([]byte(r.Meter), &saved); err != nil {
-		return nil, nil, nil, fmt.Errorf("stored meter of lease %s: %w", r.ID, err)
-	}
-	return &saved, record, nil, nil
+	return json.RawMessage(r.Meter), record, nil, nil
 }

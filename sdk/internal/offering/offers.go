@@ -36,7 +36,8 @@ type Config struct {
 	Terms   wire.Offer // what all offers say
 	TTL     time.Duration
 	Classes inventory.Classes
-	Rates   map[string]Rate // by class; of the empty one where there are none
+	Rates   map[string]Rate       // by class; of the empty one where there are none
+	Shares  map[string]wire.Share // of classes whose devices leases share
 	Devices func() []metering.Device
 	Of      func(metering.Device) (class string, ok bool)
 	Store   leasestore.Offers
@@ -118,6 +119,9 @@ func (o *Offers) draft(class string) (wire.Offer, bool) {
 			return terms, false
 		}
 		devices = inventory.Those(devices, terms.Class.Has)
+	}
+	if share, shared := o.Shares[class]; shared {
+		terms.Version, terms.Share = 2, &share
 	}
 	terms.Amount, terms.Unit, terms.MinDeposit = wire.NewAmount(rate.Price.Amount), string(rate.Price.Unit), wire.NewAmount(rate.MinDeposit)
 	terms.Devices, terms.Simulated = wire.DevicesOf(devices), wire.Simulated(devices)

@@ -34,6 +34,8 @@ type Debts struct {
 	Tick      time.Duration
 	Kept      time.Duration // how long a debt counts that no voucher can pay any more; negative: until it is forgiven
 	Decimals  uint8         // of the token
+
+	MayOpen func(offer wire.SignedOffer, payer common.Address) error // refuses another lease, whatever its payer owes; nil: none
 }
 
 // Owing lists the escrow's channels of some payers on which they owe something,
@@ -79,6 +81,11 @@ func (d *Debts) OwingAt(ctx context.Context, contract chain.Contract, payers ...
 // Creditworthy refuses a lease whose payer's channels, its own included, have used
 // up what of the credit it needs, unless so much is paid in advance.
 func (d *Debts) Creditworthy(ctx context.Context, s channel.State, offer wire.SignedOffer, gpus int) error {
+	if d.MayOpen != nil {
+		if err := d.MayOpen(offer, s.Terms.Payer); err != nil {
+			return err
+		}
+	}
 	owing, err := d.Owing(ctx, s.Terms.Payer)
 	if err == nil {
 		owing, err = d.Lapse(ctx, owing)

@@ -14,11 +14,13 @@ import (
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/slots"
 	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/audit"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -68,7 +70,10 @@ func (l *checks) Check(ctx context.Context, document []byte) error {
 	state := l.Checker.State()
 	row := l.Row
 	row.Checker = &state
-	row.Spans = billed.Add(row.Spans, billed.RealOnly(rec), billed.Hearing{Boot: state.BootID, Began: state.Start.Boot, Now: state.Start.Boot + state.Elapsed})
+	known, err := l.bills(ctx, &row, rec, document)
+	if err != nil {
+		return errors.Join(err, l.Forget())
+	}
 	use.Owed = state.Owed
 	if err := shared.Look(context.WithoutCancel(ctx), l.Payer, l.Wallet.Clock); err != nil {
 		return errors.Join(err, l.Forget())
@@ -87,9 +92,27 @@ func (l *checks) Check(ctx context.Context, document []byte) error {
 		return errors.Join(err, l.Forget())
 	}
 	l.Row = row
+	l.Requests.forget(known, row.Books)
 	l.hear()
 	l.Show(ctx)
 	return nil
+}
+
+// bills notes in a row what a record bills: the time of the lease's own devices, which no other lease may bill, or the requests that it
+// sent. It returns those that were known.
+func (l *checks) bills(ctx context.Context, row *rental.Row, rec metering.SignedRecord, document []byte) (known map[uint64]slots.Own, err error) {
+	state := row.Checker
+	if l.Offer.Share == nil {
+		row.Spans = billed.Add(row.Spans, billed.RealOnly(rec), billed.Hearing{Boot: state.BootID, Began: state.Start.Boot, Now: state.Start.Boot + state.Elapsed})
+		return nil, nil
+	}
+	if row.Books, known, err = l.requests(ctx, rec, document); err != nil {
+		return nil, err
+	}
+	for id := range known {
+		row.Requested = max(row.Requested, id)
+	}
+	return known, nil
 }
 
 // mostOwed is the most that an honest record can say, however long we were away:
@@ -234,6 +257,9 @@ func (l *leaseStream) ForgottenOffer(ctx context.Context, hash common.Hash) (wir
 	if err := Plausible(offer.Offer, l.maxCredit, l.Wallet.Patience); err != nil {
 		return offer, err
 	}
+	if (offer.Share == nil) != (l.Offer.Share == nil) {
+		return offer, fmt.Errorf("%w: offer %s shares its GPUs by slots otherwise than the one that was agreed", peer.ErrOffer, hash)
+	}
 	_, err = l.Wallet.CheckPrice(offer.Offer)
 	return offer, err
 }
@@ -262,9 +288,6 @@ func Plausible(o wire.Offer, maxCredit, patience time.Duration) error {
 		if figure.is < figure.least || figure.is > figure.most {
 			return fmt.Errorf("%w: a %s of %d %s, from %d to %d is plausible: nothing was signed", peer.ErrOffer, figure.name, figure.is, figure.unit, figure.least, figure.most)
 		}
-	}
-	if o.Share != nil {
-		return fmt.Errorf("%w: its devices are shared by slots, and this program checks leases that have theirs for themselves: nothing was signed", peer.ErrOffer)
 	}
 	if len(o.Devices) > maxKinds {
 		return fmt.Errorf("%w: %d kinds of devices", peer.ErrOffer, len(o.Devices))

@@ -142,6 +142,8 @@ func (l *Lease) Follow(ctx context.Context, until <-chan struct{}) error {
 			err = l.Handle(ctx, e)
 		case <-due.C:
 			err = l.pay(ctx)
+		case <-l.Requests.Hurry:
+			err = l.pay(ctx)
 		case <-look.C:
 			err = l.watch(ctx)
 		}

@@ -50,6 +50,7 @@ type checks struct {
 	Price     metering.Price
 	credit    uint256.Int // base units that the provider serves ahead of vouchers
 
+	Requests *Requests // of a lease that shares GPUs
 	Checker  *verify.Checker
 	Demand   Demand
 	awake    awake.Clock // what silence and patience are measured by
@@ -71,6 +72,7 @@ func New(ctx context.Context, channel *rental.Channel, credits *sharedcredit.Cre
 	l := new(Lease)
 	l.Channel, l.credits, l.maxCredit = channel, credits, maxCredit
 	defer l.Show(ctx)
+	l.Requests = newRequests(&l.Ledger, l.Wallet.Clock)
 	if l.Row.Found() {
 		return l, nil
 	}
@@ -135,7 +137,7 @@ func (l *checks) TurnOver() error {
 	l.Row.Carried = carried
 	l.Row.OwedBefore = l.Owed()
 	l.Row.Lease, l.Row.Secret, l.Row.Devices, l.Row.Access, l.Row.Ended = common.Hash{}, "", nil, nil, ""
-	l.Row.Checker, l.Checker, l.Row.PastOffers, l.Row.Binding = nil, nil, nil, nil
+	l.Row.Checker, l.Checker, l.Row.PastOffers, l.Row.Binding, l.Row.Books = nil, nil, nil, nil, nil
 	l.Demand = Demand{}
 	return nil
 }

@@ -75,6 +75,9 @@ const RequestAccess = `{"metered":true}`
 // ForOneRequest reports whether an allocation is such a lease's.
 func ForOneRequest(a gpu.Allocation) bool { return string(a.Access) == RequestAccess }
 
+// inNoHands reports whether nobody has the devices of an allocation for itself: no command is run for it.
+func inNoHands(a gpu.Allocation) bool { return ForOneRequest(a) || a.Shared }
+
 // hands is a local placer and what remembers outside the database, in the high-water mark, which devices are in renters' hands: a
 // database that is lost, or restored from before a lease, would hand them to the next renter while the last one still has them.
 type hands struct {
@@ -119,7 +122,7 @@ func (h hands) Place(ctx context.Context, req Request) (gpu.Allocation, common.A
 		return a, meter, err
 	}
 	a.LeaseID = cmp.Or(a.LeaseID, req.LeaseID)
-	if err = h.refuse(ctx, a); err == nil && !ForOneRequest(a) { // nobody has the devices of one request
+	if err = h.refuse(ctx, a); err == nil && !inNoHands(a) { // nobody has the devices of one request
 		if err = h.marks.Hand(ctx, h.database, a.LeaseID, a.Devices, true); err != nil {
 			err = errors.Join(Unmarked(), err)
 		}
@@ -137,7 +140,7 @@ func (h hands) Place(ctx context.Context, req Request) (gpu.Allocation, common.A
 
 // Adopt remembers what an older program allocated, too.
 func (h hands) Adopt(ctx context.Context, a gpu.Allocation) error {
-	if err := h.Local.Adopt(ctx, a); err != nil || ForOneRequest(a) {
+	if err := h.Local.Adopt(ctx, a); err != nil || inNoHands(a) {
 		return err
 	}
 	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return h.marks.Hand(ctx, h.database, a.LeaseID, a.Devices, false) })
@@ -150,7 +153,7 @@ func (h hands) Adopt(ctx context.Context, a gpu.Allocation) error {
 // Release takes devices back, and those also whose names the database does not have, as it is from a backup of when they were being
 // allocated: the command has to be told which they are, or it takes back nothing and the next renter gets them.
 func (h hands) Release(ctx context.Context, a gpu.Allocation) error {
-	if len(a.Devices) == 0 && !ForOneRequest(a) {
+	if len(a.Devices) == 0 && !inNoHands(a) {
 		named, err := h.named(ctx, a)
 		if err != nil {
 			return err
@@ -159,7 +162,7 @@ func (h hands) Release(ctx context.Context, a gpu.Allocation) error {
 			return Reclaim(ctx, h, named)
 		}
 	}
-	if err := h.Local.Release(ctx, a); err != nil || ForOneRequest(a) {
+	if err := h.Local.Release(ctx, a); err != nil || inNoHands(a) {
 		return err
 	}
 	err := within(context.WithoutCancel(ctx), func(ctx context.Context) error { return h.marks.TakenBack(ctx, a.LeaseID) })

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/slots"
 	"github.com/gpupay/gpupay/metering/verify"
 	"github.com/gpupay/gpupay/sdk/internal/billed"
 	"github.com/gpupay/gpupay/sdk/internal/sharedcredit"
@@ -82,6 +83,9 @@ type Row struct {
 	Vouchers uint64 `json:"vouchers,omitempty"`
 	// Beside is what of the payee's credit other channels could not have any more, at the newest record.
 	Beside map[common.Hash]*sharedcredit.Taken `json:"beside,omitempty"`
+	// Books are of the requests of a lease that shares GPUs, as of the newest record; Requested is the highest number of them then.
+	Books     *slots.Books `json:"books,omitempty"`
+	Requested uint64       `json:"requested,omitempty"`
 	// Spans are the stretches of each device's time that were billed.
 	Spans []billed.Span `json:"spans,omitempty"`
 
@@ -120,6 +124,7 @@ type Options struct {
 	Gasless  bool          `json:"gasless"`
 	For      time.Duration `json:"for"`
 	Class    string        `json:"class,omitempty"`
+	Share    bool          `json:"share,omitempty"`
 }
 
 // Closing is a renter.Closing, as it is kept with the rental: how its channel ended on the chain.

@@ -62,6 +62,9 @@ func (s Store) Accept(ctx context.Context, row Row, rec metering.SignedRecord) e
 		if err != nil {
 			return fmt.Errorf("channel %s, record %d: %w", rec.ChannelID, rec.Sequence, err)
 		}
+		if err := forgetRequests(ctx, tx, row); err != nil {
+			return err
+		}
 		return saveRental(ctx, tx, row)
 	})
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/lease"
+	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -178,7 +179,7 @@ func (m *meteredRoute) run(ctx context.Context, l *lease.Lease, r *Request, out 
 	ctx, cancel := context.WithTimeout(ctx, m.MaxTime)
 	defer cancel()
 	defer context.AfterFunc(m.d.Leases.Lifetime(), cancel)()
-	go l.WhileActive(ctx, cancel) // what is reserved may be used up before the clock says so
+	go whileActive(ctx, l, cancel) // what is reserved may be used up before the clock says so
 	if out.Passed() {
 		// A client that does not read would hold up whoever comes next.
 		defer context.AfterFunc(ctx, out.End)()
@@ -255,4 +256,23 @@ func (d *metered) copied(ctx context.Context, tab x402server.Account, note x402s
 		}
 	}
 	return tab.Copy(note)
+}
+
+// whileActive calls stop when the lease is not active any more.
+func whileActive(ctx context.Context, l *lease.Lease, stop func()) {
+	for {
+		v, changed := l.Status.Snapshot()
+		if v.State != leasestore.Active {
+			stop()
+			return
+		}
+		select {
+		case <-changed:
+		case <-l.Done: // lost to another gateway, which does not know of the handler
+			stop()
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -85,6 +85,9 @@ func (a *Accounts) RouteOf(kind string, offer wire.SignedOffer, gpus int, wall t
 	if err != nil {
 		return Route{}, err
 	}
+	if offer.Share != nil {
+		return Route{}, wire.NotServed.With("GPUs of this class are shared by slots, which are paid by sessions here, and not by x402")
+	}
 	most, err := a.Ceiling(price, gpus, wall)
 	return Route{Kind: kind, Class: offer.ClassID(), Price: price, GPUs: gpus, Most: most}, err
 }

@@ -1,0 +1,170 @@
+package paystream
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/internal/u256"
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/sdk/internal/evidence"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
+)
+
+// Requests are what a renter sends on a lease that shares GPUs, by its own clock: each is on disk before it is sent, and is known until a
+// record has named it. They may be begun and ended by any goroutine.
+type Requests struct {
+	ledger *rental.Ledger
+	clock  metering.Clock
+	epoch  uint64
+	Hurry  chan struct{} // a request was refused until more is paid
+
+	mu      sync.Mutex
+	loaded  bool
+	next    uint64
+	own     map[uint64]slots.Own
+	running map[uint64]bool
+}
+
+func newRequests(ledger *rental.Ledger, clock metering.Clock) *Requests {
+	sum := sha256.Sum256([]byte(clock.BootID()))
+	return &Requests{ledger: ledger, clock: clock, epoch: binary.BigEndian.Uint64(sum[:]) >> 1, Hurry: make(chan struct{}, 1),
+		own: make(map[uint64]slots.Own), running: make(map[uint64]bool)}
+}
+
+// load takes up what an earlier process sent. How long that took is not known: until now at most. The caller holds mu.
+func (q *Requests) load(ctx context.Context, books *slots.Books) error {
+	if q.loaded {
+		return nil
+	}
+	sent, err := q.ledger.Store.Requests(ctx, q.ledger.ID)
+	if err != nil {
+		return err
+	}
+	now := q.clock.Now().Boot
+	for _, r := range sent {
+		q.own[uint64(r.ID)] = slots.Own{From: r.Started, To: max(r.Started, now), Epoch: uint64(r.Epoch)}
+		q.next = max(q.next, uint64(r.ID))
+	}
+	if books != nil {
+		q.next = max(q.next, books.Folded.Highest)
+	}
+	q.loaded = true
+	return nil
+}
+
+// Begin numbers a request, on disk, before it is sent.
+func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.load(ctx, q.ledger.View().Row.Books); err != nil {
+		return 0, err
+	}
+	q.next = max(q.next, q.ledger.View().Row.Requested) + 1
+	started := q.clock.Now().Boot
+	if err := q.ledger.Store.AddRequest(ctx, q.ledger.ID, rental.Request{ID: int64(q.next), Started: started, Epoch: int64(q.epoch)}); err != nil {
+		return 0, err
+	}
+	q.own[q.next], q.running[q.next] = slots.Own{From: started, Epoch: q.epoch}, true
+	return q.next, nil
+}
+
+// End notes that a request is over: its last byte is here, it was aborted, or it failed by no doing of ours.
+func (q *Requests) End(id uint64, failed bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if own, ok := q.own[id]; ok && q.running[id] {
+		own.To, own.Failed = q.clock.Now().Boot, failed
+		q.own[id] = own
+	}
+	delete(q.running, id)
+}
+
+// known is what is known now of each.
+func (q *Requests) known(ctx context.Context, books *slots.Books) (map[uint64]slots.Own, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	err := q.load(ctx, books)
+	all, now := maps.Clone(q.own), q.clock.Now().Boot
+	for id := range q.running {
+		own := all[id]
+		own.To = max(own.From, now)
+		all[id] = own
+	}
+	return all, err
+}
+
+// forget drops those that were known and are in the books no more.
+func (q *Requests) forget(known map[uint64]slots.Own, books *slots.Books) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for id := range known {
+		if _, ok := books.Own[id]; !ok {
+			delete(q.own, id)
+		}
+	}
+}
+
+// folded is how long after its end a request is known by itself that no record names.
+const folded = 10 * time.Minute
+
+// Overcharged is what is kept of a record that bills requests for more than they took: it beside what was measured here.
+type overcharged struct {
+	Refused json.RawMessage      `json:"refused"`
+	Own     map[uint64]slots.Own `json:"own"` // by id, nanoseconds of this host's clock
+}
+
+// requests holds the requests that a record bills against what was measured here. What is too much is a dispute that names the request:
+// the record is not paid, and both are kept.
+func (l *checks) requests(ctx context.Context, rec metering.SignedRecord, document []byte) (next *slots.Books, known map[uint64]slots.Own, err error) {
+	if known, err = l.Requests.known(ctx, l.Row.Books); err != nil {
+		return nil, nil, err
+	}
+	var books slots.Books
+	if l.Row.Books != nil {
+		books = *l.Row.Books
+	}
+	limit, err := l.atCredit(ctx, rec.Owed)
+	if err != nil {
+		return nil, nil, err
+	}
+	books.Own = maps.Clone(known)
+	for _, r := range rec.Evidence.Slots.Requests {
+		if own, ok := books.Own[r.ID]; ok && r.Outcome == metering.RequestLimit && limit {
+			own.Failed = false // it was cut off where the offer says
+			books.Own[r.ID] = own
+		}
+	}
+	checked, err := books.Check(rec.Evidence, slots.Limits{})
+	if err != nil {
+		both, failed := json.Marshal(overcharged{evidence.OfRecord(rec, document), known})
+		if failed != nil {
+			return nil, nil, failed
+		}
+		return nil, nil, l.Dispute(ctx, fmt.Errorf("lease %s, record %d: %w", rec.LeaseID, rec.Sequence, err), both)
+	}
+	now := l.Wallet.Clock.Now().Boot
+	checked = checked.Fold(func(id uint64, own slots.Own) bool { return own.To < now-int64(folded) })
+	return &checked, known, nil
+}
+
+// atCredit reports whether a provider may have cut requests off by what a record says is owed then: at least a quarter of the credit is not
+// vouchered, or of the deposit is left. Two ticks of all requests that run are kept free of it, and another channel of ours may have a part.
+func (l *checks) atCredit(ctx context.Context, owed uint256.Int) (bool, error) {
+	paid, err := l.Payer.State(context.WithoutCancel(ctx), l.ID)
+	if err != nil {
+		return false, err
+	}
+	var quarter uint256.Int
+	quarter.Rsh(&l.credit, 2)
+	unpaid, left := u256.SaturatingSub(owed, paid.Signed), u256.SaturatingSub(l.Row.Deposit, owed)
+	return !unpaid.Lt(&quarter) || left.Lt(&quarter), nil
+}

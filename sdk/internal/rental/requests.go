@@ -1,0 +1,52 @@
+package rental
+
+import (
+	"context"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/jmoiron/sqlx"
+)
+
+// Request is one of a lease that shares GPUs, from before it is sent until a record names it.
+type Request struct {
+	ID      int64 `db:"id"`
+	Started int64 `db:"started"` // nanoseconds of the host's clock
+	Epoch   int64 `db:"epoch"`   // of that clock
+}
+
+// AddRequest puts a request on disk before it is sent: one that a record names and nobody knows is not paid.
+func (s Store) AddRequest(ctx context.Context, channel common.Hash, r Request) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_requests (channel, id, started, epoch) VALUES (?, ?, ?, ?)`),
+			channel.Hex(), r.ID, r.Started, r.Epoch)
+		return err
+	})
+}
+
+// Requests are those of a channel that no record has named.
+func (s Store) Requests(ctx context.Context, channel common.Hash) (all []Request, err error) {
+	db := s.DB.View()
+	err = db.SelectContext(ctx, &all, db.Rebind(`SELECT id, started, epoch FROM rental_requests WHERE channel = ?`), channel.Hex())
+	return all, err
+}
+
+// forgetRequests drops those up to the newest that the row's books had, and have no more.
+func forgetRequests(ctx context.Context, tx *sqlx.Tx, row Row) error {
+	if row.Books == nil {
+		return nil
+	}
+	var ids []int64
+	id := row.Terms.ID().Hex()
+	if err := tx.SelectContext(ctx, &ids, tx.Rebind(`SELECT id FROM rental_requests WHERE channel = ? AND id <= ?`), id, int64(row.Requested)); err != nil {
+		return err
+	}
+	for _, n := range ids {
+		if _, ok := row.Books.Own[uint64(n)]; ok {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, tx.Rebind(`DELETE FROM rental_requests WHERE channel = ? AND id = ?`), id, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package sharing
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Request is a request that holds a slot. Whoever took it ends it, however it goes.
+type Request struct {
+	ID  uint64 // what its client calls it, or was given
+	Ctx context.Context
+
+	lease  *Lease
+	cancel context.CancelCauseFunc
+	once   sync.Once
+}
+
+// Unknown refuses a token that is no lease's here.
+var Unknown = wire.Problem{Type: "about:blank", Title: "Unknown Token", Status: 401}
+
+// Take has a request take a slot of the lease that has the token. id is what its client calls it, once in a lease; zero: it is given
+// one. It waits for a slot for Limits.Wait, which costs nothing. Its refusals are problems: of a token that is not known, a
+// limit (429), what has to be paid first (402), and a service that does not work (503). ctx ends the request: its cause says why
+// (context.Cause of Request.Ctx).
+func (s *Service) Take(ctx context.Context, token string, id uint64) (*Request, error) {
+	l := s.of(token)
+	if l == nil {
+		return nil, Unknown.With("no lease that runs here has this token")
+	}
+	if !l.rate.Allow() {
+		return nil, wire.TooMany.With("this lease sends more than %v requests a second", s.config.Limits.Rate)
+	}
+	if err := s.Fit(); err != nil {
+		return nil, err
+	}
+	give, cancel := context.WithTimeout(ctx, s.config.Limits.Wait)
+	defer cancel()
+	for {
+		if err := l.owner.Affords(give); err != nil {
+			return nil, err
+		}
+		r, freed, err := l.take(ctx, id)
+		if err == nil || freed == nil {
+			return r, err
+		}
+		select {
+		case <-freed:
+		case <-give.Done():
+			return nil, err
+		}
+	}
+}
+
+// of is the lease that has a token, nil if none has.
+func (s *Service) of(token string) *Lease {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens[sha256.Sum256([]byte(token))]
+}
+
+// take takes a slot, if there is one. Where there is none it returns what is closed when one is given back. The lease's means are looked at
+// while no other request of the service takes one.
+func (l *Lease) take(ctx context.Context, id uint64) (*Request, <-chan struct{}, error) {
+	s := l.service
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case l.closed:
+		return nil, nil, Unknown.With("this lease has ended")
+	case len(l.requests) >= s.config.Limits.Concurrent:
+		return nil, s.freed, wire.TooMany.With("%d requests of this lease run, and no more may: ask again", len(l.requests))
+	case !l.owner.Covers():
+		return nil, s.freed, wire.TooMany.With("what this lease may owe is taken by its requests that run: ask again")
+	}
+	if id == 0 {
+		next, err := s.meter.NextID(l.id)
+		if err != nil {
+			return nil, nil, err
+		}
+		id = next
+	}
+	err := s.meter.Take(l.id, id, s.config.Clock.Now().Mono)
+	switch {
+	case errors.Is(err, slots.ErrBusy):
+		return nil, s.freed, wire.TooMany.With("all %d slots are taken: ask again", s.config.Share.Slots)
+	case errors.Is(err, slots.ErrID):
+		return nil, nil, wire.BadRequest.With("request %d: %v: give each the next number", id, slots.ErrID)
+	case err != nil:
+		return nil, nil, err
+	}
+	r := &Request{ID: id, lease: l}
+	r.Ctx, r.cancel = context.WithCancelCause(ctx)
+	l.requests[id] = r
+	return r, nil, nil
+}
+
+// Stopped is how a request is billed that was stopped here, and not by its client or its upstream: up to its credit, or up to when its
+// renter ended the lease. It costs nothing where the provider stops.
+func (r *Request) Stopped() metering.Outcome {
+	switch cause := context.Cause(r.Ctx); {
+	case errors.Is(cause, ErrCredit):
+		return metering.RequestLimit
+	case errors.Is(cause, ErrReleased):
+		return metering.RequestAborted
+	}
+	return metering.RequestFailed
+}
+
+// End gives the slot back, once. at is when the request's last byte was sent or when it was known to be over, which has passed.
+func (r *Request) End(outcome metering.Outcome, at time.Time) {
+	r.once.Do(func() {
+		l, s := r.lease, r.lease.service
+		mono := s.config.Clock.Now().Mono - max(0, int64(time.Since(at)))
+		s.mu.Lock()
+		delete(l.requests, r.ID)
+		if err := s.meter.Give(l.id, r.ID, mono, outcome); err != nil {
+			s.config.Log.Error("a request is not billed", "lease", l.id, "request", r.ID, "error", err)
+		}
+		close(s.freed)
+		s.freed = make(chan struct{})
+		s.mu.Unlock()
+		r.cancel(nil)
+	})
+}

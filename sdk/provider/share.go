@@ -1,0 +1,115 @@
+package provider
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Share is how leases share GPUs: each request of one holds a slot from its acceptance to its last byte, and a slot's second costs
+// GPUs/Slots of a GPU-second, so that all renters together pay at most for the GPUs' time. The zero value shares nothing: each lease has
+// its GPUs for itself. Requests come to whoever embeds the provider (sdk/sidecar), which has each take its slot: see Slots.
+type Share struct {
+	// Slots is how many requests run at once, of all leases together: 1 to 1024.
+	Slots int
+	// GPUs is how many each request uses: all that are shared, 1 to 64. So many as are there when the provider starts if zero.
+	GPUs int
+	// LeasesPerPayer is how many leases of one payer may be open; 4 if zero.
+	LeasesPerPayer int
+	// RequestsPerLease is how many requests of one lease may run at once; as many as there are slots if zero.
+	RequestsPerLease int
+}
+
+// Request is a request of a lease that shares GPUs, while it holds a slot: whoever took it calls End.
+type Request = sharing.Request
+
+func (c Config) shareOf(id string) Share {
+	for _, class := range c.Classes {
+		if class.ID == id {
+			return class.Share
+		}
+	}
+	return c.Share
+}
+
+func (c Config) checkShares() error {
+	for _, id := range c.classes().IDs() {
+		switch s := c.shareOf(id); {
+		case s == Share{}:
+		case s.Slots < 1 || s.Slots > metering.MaxSlots || s.GPUs < 0 || s.GPUs > metering.MaxGPUs || s.LeasesPerPayer < 0 || s.RequestsPerLease < 0:
+			return fmt.Errorf("provider: Share: %d slots on %d GPUs: from 1 to %d and from 1 to %d can be shared, and no limit is negative", s.Slots, s.GPUs, metering.MaxSlots, metering.MaxGPUs)
+		case len(c.Nodes.Links) > 0:
+			return errors.New("provider: Share: GPUs are shared where they are metered, and nodes share none: leave Nodes.Links empty")
+		case strings.Contains(c.Database, "://"):
+			return errors.New("provider: Share: only one process may have requests run on GPUs that are shared: give Database as a file")
+		}
+	}
+	return nil
+}
+
+// share makes the services of the classes whose GPUs leases share.
+func (p *Server) share() error {
+	p.leases.Services, p.offers.Shares = make(sharing.Services), make(map[string]wire.Share)
+	for _, id := range p.config.classes().IDs() {
+		s, devices := p.config.shareOf(id), inventory.Names(p.leases.Offered.Of(id))
+		if s.Slots == 0 || p.noGPUs != nil {
+			continue
+		}
+		if s.GPUs = cmp.Or(s.GPUs, len(devices)); s.GPUs != len(devices) {
+			return fmt.Errorf("provider: Share: a request uses %d GPUs, and there are %d of its class: name those that are shared as a class of their own", s.GPUs, len(devices))
+		}
+		share := metering.Share{GPUs: uint32(s.GPUs), Slots: uint32(s.Slots)}
+		service, err := sharing.New(sharing.Config{Share: share, Devices: devices, Tick: p.config.Metering.Tick, MaxGap: p.config.Metering.MaxGap, Clock: p.config.Metering.Clock,
+			URL: p.config.HTTP.PublicURL, Sick: p.leases.Offered.Quarantines(p.config.Allocator), Log: p.config.Log,
+			Limits: sharing.Limits{Leases: s.LeasesPerPayer, Concurrent: s.RequestsPerLease}})
+		if err != nil {
+			return fmt.Errorf("provider: Share: %w", err)
+		}
+		p.leases.Services[id], p.offers.Shares[id] = service, wire.Share{GPUs: share.GPUs, Slots: share.Slots}
+	}
+	return nil
+}
+
+// Slots are those of a provider's GPUs that leases share: what a program takes for each request that it serves itself.
+type Slots struct{ p *Server }
+
+// Slots are the provider's. Without a Share there are none.
+func (p *Server) Slots() Slots { return Slots{p} }
+
+// Take has a request of a lease that shares GPUs take a slot. token is the bearer token of the lease's access, and id what the client
+// calls the request, once in a lease, or zero. It waits a second at most, for nothing. Its errors are answered by Refuse: a limit is 429,
+// and 402 names what has to be paid before the client asks again. The request's Ctx ends with ctx, and when the lease has used up what it
+// may owe.
+func (s Slots) Take(ctx context.Context, token string, id uint64) (*Request, error) {
+	return s.p.leases.Services.Take(ctx, token, id)
+}
+
+// Knows refuses a token that is no lease's, before anything of its request is read.
+func (s Slots) Knows(token string) error { return s.p.leases.Services.Knows(token) }
+
+// SetDown has nothing be served or rented of what is shared, for a reason that renters are told; nil: it is.
+func (s Slots) SetDown(why error) {
+	for _, service := range s.p.leases.Services {
+		service.SetDown(why)
+	}
+}
+
+// Refuse answers a request that got no slot.
+func (s Slots) Refuse(w http.ResponseWriter, err error) {
+	problem := frontDesk{s.p}.Problem(err)
+	s.p.metrics.Refused(problem)
+	if problem.Status != http.StatusUnauthorized {
+		w.Header().Set("Retry-After", "1")
+	}
+	serve.Hurry(w)
+	problem.Write(w)
+}

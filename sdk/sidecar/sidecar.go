@@ -1,0 +1,146 @@
+// Package sidecar sells an inference server that runs already: it puts a provider of shared leases before it. Renters share the GPUs by
+// slots and send requests as the server's own clients do, with the bearer token of their lease; each request that ends well is billed the
+// time for which it held its slot. What the server fails at costs nothing.
+//
+// Requests that wait within the inference server are paid for: give no more slots than it runs at once.
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/upstream"
+	"github.com/gpupay/gpupay/sdk/provider"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// Config says what is sold. Upstream is needed, and a Provider that shares its GPUs.
+type Config struct {
+	// Provider is the provider's. Its Share, or that of a class, has Slots.
+	Provider provider.Config
+	// Upstream is the URL of the inference server: http or https, with its host, and a path where it is below one.
+	Upstream string
+	// OllamaAPI has ollama's own API be served beside OpenAI's.
+	OllamaAPI bool
+	// Credential has the headers by which the inference server knows its operator, such as Authorization; none if nil. Renters' own
+	// never get there.
+	Credential http.Header
+	// HealthPath is asked with GET for whether the inference server works: it answers 200. /v1/models, or /api/tags with OllamaAPI, if
+	// empty; vLLM, SGLang, TGI and llama.cpp have /health.
+	HealthPath string
+}
+
+// Server serves offers and leases as its provider does, and the inference server's routes to who has a lease.
+type Server struct {
+	*provider.Server
+	proxy *upstream.Proxy
+}
+
+// New starts a provider before an inference server, which need not run yet. Its errors say what to do.
+func New(ctx context.Context, config Config) (*Server, error) {
+	shared := config.Provider.Share.Slots > 0
+	for _, class := range config.Provider.Classes {
+		shared = shared || class.Share.Slots > 0
+	}
+	if !shared {
+		return nil, errors.New("sidecar: Provider.Share.Slots is zero: say how many requests the inference server runs at once")
+	}
+	apis := []upstream.API{upstream.OpenAI}
+	if config.OllamaAPI {
+		apis = append(apis, upstream.Ollama)
+	}
+	proxy, err := upstream.New(upstream.Config{URL: config.Upstream, APIs: apis, Credential: config.Credential, HealthPath: config.HealthPath})
+	if err != nil {
+		return nil, fmt.Errorf("sidecar: %w", err)
+	}
+	p, err := provider.New(ctx, config.Provider)
+	if err != nil {
+		proxy.Close()
+		return nil, err
+	}
+	return &Server{Server: p, proxy: proxy}, nil
+}
+
+// Run settles, and watches the inference server: while that is down nothing is rented and nothing billed. It returns when ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.proxy.Watch(ctx, func(h upstream.Health) { s.Slots().SetDown(h.Err) })
+	}()
+	err := s.Server.Run(ctx)
+	cancel()
+	<-watched
+	return err
+}
+
+// Close ends the requests that run, which cost nothing then, and closes the provider. Its leases go on with the next New.
+func (s *Server) Close() error {
+	s.proxy.Close()
+	return s.Server.Close()
+}
+
+// ServeHTTP serves offers, leases and the inference server's routes.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !s.proxy.Serves(r) {
+		s.Server.ServeHTTP(w, r)
+		return
+	}
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if err := s.Slots().Knows(token); err != nil {
+		s.Slots().Refuse(w, err)
+		return
+	}
+	id, err := requestID(r.Header)
+	if err != nil {
+		s.Slots().Refuse(w, err)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	call, _ := s.proxy.Accept(w, r.WithContext(ctx))
+	if call == nil { // it was answered
+		return
+	}
+	defer call.Release()
+	request, err := s.Slots().Take(ctx, token, id)
+	if err != nil {
+		s.Slots().Refuse(w, err)
+		return
+	}
+	defer context.AfterFunc(request.Ctx, func() { cancel(context.Cause(request.Ctx)) })()
+	w.Header().Set(wire.RequestHeader, strconv.FormatUint(request.ID, 10))
+	call.Forward(func(end upstream.Result) { request.End(outcome(end, request), end.Last) })
+}
+
+// requestID is what a client calls a request; zero: it does not say.
+func requestID(h http.Header) (uint64, error) {
+	text := h.Get(wire.RequestHeader)
+	if text == "" {
+		return 0, nil
+	}
+	id, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || id == 0 {
+		return 0, wire.BadRequest.With("%s names a request by a number from 1 on", wire.RequestHeader)
+	}
+	return id, nil
+}
+
+// outcome is what a request is billed by. Whatever the inference server failed at costs nothing, and so does what ends with the process.
+func outcome(end upstream.Result, request *provider.Request) metering.Outcome {
+	switch {
+	case end.Outcome == upstream.Completed, end.Outcome == upstream.Refused:
+		return metering.RequestDone
+	case end.Outcome == upstream.Aborted:
+		return metering.RequestAborted
+	case end.Reason == upstream.Stopped:
+		return request.Stopped()
+	}
+	return metering.RequestFailed
+}
