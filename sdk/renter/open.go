@@ -70,9 +70,7 @@ func (r *Client) Rent(ctx context.Context, url string, options Options) (*Rental
 	if q.GPUs, err = q.shared(options.Share, options.GPUs); err != nil {
 		return nil, err
 	}
-	if options.GPUs = q.GPUs; options.Share && options.Prepay > 0 {
-		return nil, errors.New("renter: Prepay pays ahead of what a lease's own GPUs use: leave it out with Share")
-	}
+	options.GPUs = q.GPUs
 	if err := errors.Join(q.available(), q.escrow.CheckClock(ctx, r.w.ClockOff)); err != nil {
 		return nil, err
 	}

@@ -5,13 +5,17 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,6 +26,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/sim"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
@@ -30,6 +35,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/settle"
 	"github.com/gpupay/gpupay/sdk/sidecar"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // ask is what a test asks its inference server for.
@@ -99,6 +105,7 @@ type shop struct {
 	config sidecar.Config
 	server *sidecar.Server
 	site   *httptest.Server
+	dead   atomic.Bool // nobody is there
 	stop   context.CancelFunc
 	ran    chan error
 }
@@ -142,7 +149,12 @@ func (s *shop) start() {
 	s.server, s.stop, s.ran = server, stop, make(chan error, 1)
 	go func() { s.ran <- server.Run(ctx) }()
 	if s.site == nil {
-		s.site = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.server.ServeHTTP(w, r) }))
+		s.site = rig.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if s.dead.Load() {
+				panic(http.ErrAbortHandler)
+			}
+			s.server.ServeHTTP(w, r)
+		}))
 		s.Cleanup(s.site.Close)
 	}
 }
@@ -161,6 +173,7 @@ func (s *shop) shut() {
 // guest is a renter with a share.
 type guest struct {
 	*testing.T
+	config renter.Config
 	client *renter.Client
 	rental *renter.Rental
 	http   *http.Client
@@ -181,11 +194,12 @@ func (s *shop) key() *ecdsa.PrivateKey {
 
 func (s *shop) guest(options renter.Options) *guest {
 	s.Helper()
-	client, err := renter.New(s.Context(), renter.Config{
+	config := renter.Config{
 		RPC: s.chain.URL, Token: s.chain.Token, Key: channel.NewKey(s.key()), Database: filepath.Join(s.TempDir(), "renter.db"),
 		Caps:  wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Chain: wallet.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour}, Tolerance: time.Second, Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	client, err := renter.New(s.Context(), config)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -201,7 +215,7 @@ func (s *shop) guest(options renter.Options) *guest {
 	if err != nil {
 		s.Fatal(err)
 	}
-	g := &guest{T: s.T, client: client, rental: rental}
+	g := &guest{T: s.T, config: config, client: client, rental: rental}
 	g.http = &http.Client{Transport: rental.Transport(nil)}
 	g.run()
 	return g
@@ -240,7 +254,7 @@ func (g *guest) post(ctx context.Context, a ask) (status int, text string, took 
 func (g *guest) must(millis int) time.Duration {
 	status, text, took, err := g.post(g.Context(), ask{Millis: millis})
 	if err != nil || status != http.StatusOK {
-		g.Errorf("%d %s: %v", status, text, err)
+		g.Errorf("%d %.200s: %v", status, text, err)
 	}
 	return took
 }
@@ -263,12 +277,102 @@ func (g *guest) close(local *devchain.Chain) uint64 {
 	return view.Settled.Uint64()
 }
 
-// nanos is what the newest record of a rental bills, nanoseconds of one GPU, and the requests of all.
-func (s *shop) records(id common.Hash) string {
+// requests are those that the records of a channel bill or name, by their id.
+func (s *shop) requests(id common.Hash) map[uint64]metering.Request {
+	s.Helper()
 	bundle, err := s.server.Export(s.Context(), id)
 	if err != nil {
-		return err.Error()
+		s.Fatal(err)
 	}
-	text, _ := json.Marshal(bundle)
-	return fmt.Sprintf("%.3000s", text)
+	all := make(map[uint64]metering.Request)
+	for _, l := range bundle.Leases {
+		for _, rec := range l.Records {
+			for _, r := range rec.Evidence.Slots.Requests {
+				if _, twice := all[r.ID]; twice {
+					s.Errorf("request %d stands in two records", r.ID)
+				}
+				all[r.ID] = r
+			}
+		}
+	}
+	return all
+}
+
+// cheat has requests be answered otherwise.
+func (s *shop) cheat(answer func(http.ResponseWriter, *provider.Request)) {
+	s.site.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/v1/") {
+			s.server.ServeHTTP(w, r)
+			return
+		}
+		id, _ := strconv.ParseUint(r.Header.Get(wire.RequestHeader), 10, 64)
+		request, err := s.server.Slots().Take(context.WithoutCancel(r.Context()), strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), id)
+		if err != nil {
+			s.server.Slots().Refuse(w, err)
+			return
+		}
+		answer(w, request)
+	})
+}
+
+// stated is what the newest record on the provider's disk bills, nanoseconds of one GPU.
+func (g *guest) stated(s *shop) uint64 {
+	g.Helper()
+	bundle, err := s.server.Export(g.Context(), g.rental.ID())
+	if err != nil {
+		g.Fatal(err)
+	}
+	records := bundle.Leases[0].Records
+	if len(records) == 0 {
+		return 0
+	}
+	return records[len(records)-1].Nanos
+}
+
+// reopen has a renter go on from its database.
+func (g *guest) reopen(s *shop) {
+	g.Helper()
+	if err := g.client.Close(); err != nil {
+		g.Fatal(err)
+	}
+	client, err := renter.New(g.Context(), g.config)
+	if err != nil {
+		g.Fatal(err)
+	}
+	s.Cleanup(func() { _ = client.Close() })
+	rental, err := client.Resume(g.Context(), g.rental.ID())
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.client, g.rental = client, rental
+	g.http = &http.Client{Transport: rental.Transport(nil)}
+	g.run()
+	rig.Eventually(g.T, "its lease", func() bool { _, err := rental.Endpoint(); return err == nil })
+}
+
+// kill has a provider go on as if its process had been killed: from what is on disk at this moment, which nobody closed.
+func (s *shop) kill() {
+	s.Helper()
+	old, stop, ran := s.server, s.stop, s.ran
+	s.dead.Store(true)
+	rig.HangUp(s.site)
+	time.Sleep(50 * time.Millisecond)
+	from, to := s.config.Provider.Database, filepath.Join(s.TempDir(), "provider.db")
+	for _, file := range []string{"", "-wal", ".signed", ".signed-wal"} {
+		text, err := os.ReadFile(from + file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.Fatal(err)
+		}
+		if err == nil {
+			if err := os.WriteFile(to+file, text, 0o600); err != nil {
+				s.Fatal(err)
+			}
+		}
+	}
+	s.config.Provider.Database = to
+	stop()
+	<-ran
+	_ = old.Close()
+	s.start()
+	s.dead.Store(false)
 }

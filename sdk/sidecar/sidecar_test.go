@@ -1,11 +1,24 @@
 package sidecar_test
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/sidecar"
+	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestTwoRentersShareOneGPU: each pays a third of the GPU for the time of its requests, by its own clock at most, to the base unit on the
@@ -31,11 +44,304 @@ func TestTwoRentersShareOneGPU(t *testing.T) {
 		paid := g.close(s.chain)
 		most, least := uint64(took[i].Seconds()*price/3)+1, uint64(2.1*price/3)
 		if paid > most || paid < least*95/100 {
-			t.Errorf("renter %d paid %d, its requests took %s: %d at most, and %d by what it asked for (%s)", i, paid, took[i], most, least, s.records(g.rental.ID()))
+			t.Errorf("renter %d paid %d, its requests took %s: %d at most, and %d by what it asked for", i, paid, took[i], most, least)
 		}
 		all += paid
 	}
 	if most := uint64(time.Since(began).Seconds() * price); all > most {
 		t.Errorf("both paid %d for a GPU that costs %d", all, most)
 	}
+}
+
+// TestSlotsAreLimited: a request more than there are slots waits for a second at most, for nothing, and is told to ask again.
+func TestSlotsAreLimited(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.Slots, c.Provider.Terms.Credit = 2, 30*time.Second })
+	g := s.guest(renter.Options{})
+	var wait sync.WaitGroup
+	for range 2 {
+		wait.Add(1)
+		go func() { defer wait.Done(); g.must(3000) }()
+	}
+	rig.Eventually(t, "two that run", func() bool { return s.engine.running.Load() == 2 })
+	began := time.Now()
+	status, text, _, err := g.post(t.Context(), ask{Millis: 10})
+	if waited := time.Since(began); err != nil || status != http.StatusTooManyRequests || waited < 900*time.Millisecond || waited > 1900*time.Millisecond {
+		t.Errorf("the third one after %s: %d %s, %v", waited, status, text, err)
+	}
+	time.Sleep(1200 * time.Millisecond)
+	took := g.must(10) // it waits until one of the others is over
+	wait.Wait()
+	if took < 100*time.Millisecond {
+		t.Errorf("it took %s", took)
+	}
+	g.close(s.chain)
+	all := s.requests(g.rental.ID())
+	if len(all) != 3 {
+		t.Errorf("%d requests are recorded", len(all))
+	}
+	if short := all[4]; time.Duration(short.Nanos) > took-50*time.Millisecond {
+		t.Errorf("what waited is billed %s of %s", time.Duration(short.Nanos), took)
+	}
+}
+
+// TestFailedRequestsCostNothing: whatever the inference server fails at, its answer so far included.
+func TestFailedRequestsCostNothing(t *testing.T) {
+	s := newShop(t)
+	g := s.guest(renter.Options{})
+	for _, fail := range []string{"500", "reset", "event"} {
+		status, text, _, err := g.post(t.Context(), ask{Millis: 300, Fail: fail})
+		if status != http.StatusInternalServerError && err == nil && !strings.Contains(text, "it died") {
+			t.Errorf("%s: the client sees %d %s", fail, status, text)
+		}
+	}
+	if paid := g.close(s.chain); paid != 0 {
+		t.Errorf("%d are paid", paid)
+	}
+	all := s.requests(g.rental.ID())
+	for id, r := range all {
+		if r.Outcome != metering.RequestFailed || r.Nanos != 0 {
+			t.Errorf("request %d: %+v", id, r)
+		}
+	}
+	if len(all) != 3 {
+		t.Errorf("%d requests are recorded", len(all))
+	}
+}
+
+// TestAbortIsBilledToTheAbort: who leaves pays for what it had until then, and its slot is free.
+func TestAbortIsBilledToTheAbort(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.Slots = 1 })
+	g := s.guest(renter.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+	defer cancel()
+	_, _, took, err := g.post(ctx, ask{Millis: 10_000})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	g.must(10)
+	paid := g.close(s.chain)
+	r := s.requests(g.rental.ID())[1]
+	if nanos := time.Duration(r.Nanos); r.Outcome != metering.RequestAborted || nanos < 400*time.Millisecond || nanos > took+100*time.Millisecond {
+		t.Errorf("%+v after %s", r, took)
+	}
+	if paid == 0 {
+		t.Error("nothing is paid")
+	}
+}
+
+// TestCreditIsReachedWithinOneRequest: it is cut off there, billed to there, and can be paid: then the next one is served.
+func TestCreditIsReachedWithinOneRequest(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.Slots, c.Provider.Terms.Credit = 1, 4*time.Second })
+	g := s.guest(renter.Options{PayEvery: time.Hour})
+	_, _, took, err := g.post(t.Context(), ask{Millis: 20_000})
+	if err == nil || took > 4500*time.Millisecond || took < 3*time.Second {
+		t.Errorf("it is served for %s: %v", took, err)
+	}
+	g.must(300)
+	paid := g.close(s.chain)
+	all := s.requests(g.rental.ID())
+	if r := all[1]; r.Outcome != metering.RequestLimit || time.Duration(r.Nanos) < took/2 || time.Duration(r.Nanos) > took {
+		t.Errorf("%+v after %s", r, took)
+	}
+	var nanos int64
+	for _, r := range all {
+		nanos += r.Nanos
+	}
+	if want := uint64(nanos / 1e6); paid != want {
+		t.Errorf("%d are paid for %d ns, and not %d", paid, nanos, want)
+	}
+	if s := g.rental.Snapshot(); s.Phase != renter.PhaseClosed {
+		t.Errorf("the rental is %s", s.Phase)
+	}
+}
+
+// TestUnpaidIsToldWhatToPay: a client whose renter does not pay is told what is missing, and is served once that is paid.
+func TestUnpaidIsToldWhatToPay(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.Slots, c.Provider.Terms.Credit = 1, time.Second })
+	g := s.guest(renter.Options{PayEvery: time.Hour})
+	g.stop()
+	<-g.ran
+	_, _, _, _ = g.post(t.Context(), ask{Millis: 8000})
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	status, text, _, err := g.post(ctx, ask{Millis: 10})
+	var problem wire.Problem
+	if json.Unmarshal([]byte(text), &problem) != nil && !errors.Is(err, context.DeadlineExceeded) || err == nil && (status != http.StatusPaymentRequired || problem.Needs == nil) {
+		t.Fatalf("%d %s: %v", status, text, err)
+	}
+	if err == nil {
+		if n := problem.Needs; n.ChannelID != g.rental.ID() || n.AcceptedCumulative.Sign() != 0 || n.RequiredCumulative.LtUint64(500) || n.RequiredCumulative.GtUint64(1200) {
+			t.Errorf("it needs %s", text)
+		}
+	}
+	g.run()
+	g.must(10)
+	g.close(s.chain)
+}
+
+// TestRestartInTheMiddle: a provider is killed while a request runs, and goes on from its disk. What no record states is not billed, and
+// nothing twice; the lease goes on with its token.
+func TestRestartInTheMiddle(t *testing.T) {
+	s := newShop(t)
+	g, other := s.guest(renter.Options{}), s.guest(renter.Options{})
+	took := g.must(700)
+	rig.Eventually(t, "its record", func() bool { s := g.rental.Snapshot(); return !s.Owed.IsZero() })
+	broken := make(chan error, 1)
+	go func() {
+		_, _, _, err := g.post(t.Context(), ask{Millis: 20_000})
+		broken <- err
+	}()
+	rig.Eventually(t, "one that runs", func() bool { return s.engine.running.Load() == 1 })
+	s.kill()
+	if err := <-broken; err == nil {
+		t.Error("its answer is whole")
+	}
+	took += g.must(500)
+	other.must(10) // its lease goes on beside the other's
+	paid := g.close(s.chain)
+	all := s.requests(g.rental.ID())
+	if most := uint64(took.Seconds()*price/3) + 1; paid > most || paid < most*8/10 {
+		t.Errorf("%d are paid, %d at most: %+v", paid, most, all)
+	}
+	if r := all[2]; r.Nanos != 0 {
+		t.Errorf("what was killed is billed: %+v", r)
+	}
+}
+
+// TestProviderThatHoldsASlotTooLong: it is not paid that record. The renter says which request and by how much, and keeps the record beside
+// what it measured.
+func TestProviderThatHoldsASlotTooLong(t *testing.T) {
+	s := newShop(t)
+	s.cheat(func(w http.ResponseWriter, request *provider.Request) {
+		_, _ = io.WriteString(w, "{}")
+		time.AfterFunc(3200*time.Millisecond, func() { request.End(metering.RequestDone, time.Now()) })
+	})
+	g := s.guest(renter.Options{})
+	g.must(1)
+	var dispute *wallet.Dispute
+	if err := <-g.ran; !errors.As(err, &dispute) || !strings.Contains(err.Error(), "request 1 is billed 3.2") || !strings.Contains(err.Error(), "too much") {
+		t.Fatalf("Run: %v", err)
+	}
+	kept, err := g.rental.Evidence(t.Context())
+	if err != nil || len(kept) != 1 || !strings.Contains(string(kept[0].Document), `"own":{"1":`) || !strings.Contains(string(kept[0].Document), `"refused":{`) {
+		t.Errorf("%v is kept: %v", kept, err)
+	}
+	if paid := g.rental.Snapshot().Paid; !paid.IsZero() {
+		t.Errorf("%s are paid", paid.Dec())
+	}
+}
+
+// TestWhoMayNotSend: without a token, with one that is nobody's, and where control routes are.
+func TestWhoMayNotSend(t *testing.T) {
+	s := newShop(t)
+	for _, header := range []string{"", "Bearer ", "Bearer gp-00"} {
+		r := httptest.NewRequest(http.MethodPost, "/v1/chat/completions", strings.NewReader("{}"))
+		r.Header.Set("Authorization", header)
+		w := httptest.NewRecorder()
+		if s.server.ServeHTTP(w, r); w.Code != http.StatusUnauthorized {
+			t.Errorf("%q: %d %s", header, w.Code, w.Body)
+		}
+	}
+	if s.engine.running.Load() != 0 {
+		t.Error("the engine was asked")
+	}
+}
+
+// TestEngineThatIsDown: nothing is rented, nothing billed, and that is said within ten seconds; it goes on when the engine does.
+func TestEngineThatIsDown(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share = provider.Share{Slots: 1} })
+	g := s.guest(renter.Options{})
+	s.engine.down.Store(true)
+	began := time.Now()
+	rig.Eventually(t, "that it is down", func() bool {
+		status, text, _, _ := g.post(t.Context(), ask{Millis: 1})
+		return status == http.StatusServiceUnavailable && strings.Contains(text, "does not work now")
+	})
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it is said after %s", took)
+	}
+	if _, err := g.client.Rent(t.Context(), s.site.URL, renter.Options{Share: true, Deposit: "1.00"}); err == nil {
+		t.Error("it is rented")
+	}
+	s.engine.down.Store(false)
+	rig.Eventually(t, "that it is up", func() bool {
+		status, _, _, _ := g.post(t.Context(), ask{Millis: 1})
+		return status == http.StatusOK
+	})
+	g.close(s.chain)
+}
+
+// TestShortLeasesAreNotFree: a lease that is over before its GPU is read again is billed all the same.
+func TestShortLeasesAreNotFree(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) {
+		c.Provider.Share.Slots, c.Provider.Terms.Credit = 1, 10*time.Second
+		c.Provider.Metering.Tick, c.Provider.Metering.MaxGap, c.Provider.Metering.RecordEvery = 2*time.Second, 10*time.Second, 5*time.Second
+	})
+	g := s.guest(renter.Options{})
+	took := g.must(500)
+	if paid := g.close(s.chain); paid < 450 || paid > uint64(took.Seconds()*price)+1 {
+		t.Errorf("%d are paid for %s", paid, took)
+	}
+}
+
+// TestChargesAreOnDisk: however far a renter has paid ahead, and however seldom records are made, what no record on disk states is within
+// the credit before another request begins: so much, and that request, a provider that is killed loses at most.
+func TestChargesAreOnDisk(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) {
+		c.Provider.Share.Slots, c.Provider.Terms.Credit, c.Provider.Metering.RecordEvery = 1, time.Second, time.Minute
+	})
+	g := s.guest(renter.Options{Prepay: time.Minute})
+	var took time.Duration
+	for range 8 {
+		took += g.must(400)
+	}
+	stated := g.stated(s)
+	if lost := took - time.Duration(stated); lost > 1500*time.Millisecond {
+		t.Errorf("%s of %s are on disk: %s would be lost", time.Duration(stated), took, lost)
+	}
+}
+
+// TestProviderThatBillsAFailure: it is not paid for a request that it failed itself.
+func TestProviderThatBillsAFailure(t *testing.T) {
+	s := newShop(t)
+	s.cheat(func(w http.ResponseWriter, request *provider.Request) {
+		time.Sleep(2500 * time.Millisecond)
+		http.Error(w, "out of memory", http.StatusInternalServerError)
+		request.End(metering.RequestDone, time.Now())
+	})
+	g := s.guest(renter.Options{})
+	if status, _, _, err := g.post(t.Context(), ask{}); err != nil || status != http.StatusInternalServerError {
+		t.Fatal(status, err)
+	}
+	if err := <-g.ran; err == nil || !strings.Contains(err.Error(), "too much: it failed") {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestRenterRestarts: requests that a renter sent before it was started anew are its own still.
+func TestRenterRestarts(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Terms.Credit = 30 * time.Second })
+	g := s.guest(renter.Options{})
+	g.stop()
+	<-g.ran // no record is heard of
+	g.must(3000)
+	g.reopen(s)
+	took := 3*time.Second + g.must(200)
+	if paid, least := g.close(s.chain), uint64(took.Seconds()*price/3*9/10); paid < least {
+		t.Errorf("%d are paid, and not %d", paid, least)
+	}
+}
+
+// TestLeasesOfAPayerAreBounded: one payer has four that share GPUs, and no deposit is made for a fifth.
+func TestLeasesOfAPayerAreBounded(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.LeasesPerPayer, c.Provider.Terms.Credit = 2, time.Minute })
+	g := s.guest(renter.Options{Gasless: true})
+	options := renter.Options{Share: true, Deposit: "1.00", Gasless: true}
+	if _, err := g.client.Rent(t.Context(), s.site.URL, options); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.client.Rent(t.Context(), s.site.URL, options); err == nil || !strings.Contains(err.Error(), "2 leases of") {
+		t.Errorf("the third: %v", err)
+	}
+	s.guest(renter.Options{}) // of another payer
 }

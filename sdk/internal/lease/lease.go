@@ -199,7 +199,9 @@ func (l *Lease) close(ctx context.Context, req Stop) {
 		defer func() { <-l.Deps.leaving }()
 	}
 	l.finish(ctx, req)
-	l.leave()
+	if !req.Keep { // the next process begins it anew
+		l.leave()
+	}
 	close(l.Done)
 	l.health.liveness.Stop() // a look that was under way has set it again
 }

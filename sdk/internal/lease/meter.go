@@ -73,7 +73,7 @@ func (l *Lease) Observed() {
 }
 
 // Covers reports whether another request may begin: what is vouchered and the credit cover it for two ticks beside all others, and what
-// no record on disk states is within the credit. So a process that is killed loses no more than that.
+// no record on disk states is within the credit. So a process that is killed loses no more than that, and the request that ended last.
 func (l *Lease) Covers() bool {
 	v := l.Status.Look()
 	if v.State != leasestore.Active {
