@@ -31,6 +31,7 @@ type serve struct {
 	forgive            common.Address
 	hooks              cli.Hooks
 	domain             *cli.Domain
+	upstream           upstream
 	config             provider.Config
 }
 
@@ -88,21 +89,21 @@ func (s *serve) run(ctx context.Context) error {
 		}
 		s.config.Source = source
 	}
-	provider, err := provider.New(ctx, s.config)
+	provider, err := s.upstream.open(ctx, s.config)
 	if err != nil {
 		return s.flags.Named(err, serveFields)
 	}
 	if s.forgive != (common.Address{}) {
 		sum, err := provider.Forgive(ctx, s.forgive)
 		if err != nil {
-			return errors.Join(fmt.Errorf("--forgive: %w", err), provider.Close())
+			return errors.Join(fmt.Errorf("--forgive: %w", err), provider.close())
 		}
 		fmt.Printf("forgiven to %s: %s base units that it owed on closed channels\n", s.forgive, sum.Dec())
 	}
-	return errors.Join(s.serve(ctx, provider), provider.Close())
+	return errors.Join(s.serve(ctx, provider), provider.close())
 }
 
-func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
+func (s *serve) serve(ctx context.Context, provider opened) error {
 	public, admin, err := cli.Listeners(s.listen, s.admin)
 	if err != nil {
 		return err
@@ -133,17 +134,17 @@ func (s *serve) serve(ctx context.Context, provider *provider.Server) error {
 	}
 	cli.SayAdmin(admin)
 	return service.Serve(ctx, service.Service{
-		Handler: provider, TLS: tls, Metrics: provider.Metrics(), Health: provider.Health(), Run: provider.Run,
+		Handler: provider.handler, TLS: tls, Metrics: provider.Metrics(), Health: provider.Health(), Run: provider.run,
 		Stop: func(ctx context.Context) error { return s.stop(ctx, provider) },
 	}, public, admin)
 }
 
 // stop stops metering, so that streams carry their last record. A provider that drains still answers those who pay it and close.
-func (s *serve) stop(ctx context.Context, provider *provider.Server) error {
+func (s *serve) stop(ctx context.Context, provider opened) error {
 	if s.drain {
 		s.config.Log.Info("ending all leases and settling")
 		return provider.Drain(ctx)
 	}
 	fmt.Println("stopping: leases and vouchers are kept, and go on when it is started again with this --db (--drain ends and settles them instead)")
-	return provider.Close()
+	return provider.close()
 }

@@ -9,7 +9,7 @@ import (
 // serveFields are the flags behind what is configured.
 var serveFields = cli.Fields{
 	"RPC": "rpc", "Escrow": "escrow", "Token": "token", "Database": "db", "HighWater": "high-water", "HTTP.PublicURL": "public-url",
-	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Classes": "price", "Deposits.Min": "min-deposit",
+	"Records.Retention": "retention", "Records.Archive": "archive", "Takeover": "takeover", "PricePerGPUHour": "price", "Classes": "price", "Share": "slots", "Deposits.Min": "min-deposit",
 	"Terms.Credit": "credit", "Terms.DebtKept": "debt-kept", "Metering.RecordEvery": "record-every", "Terms.SuspendTimeout": "suspend-timeout",
 	"X402": "x402", "X402.Window": "x402-window", "Chain.ID": "chain-id", "Chain.Confirmations": "confirmations", "Chain.Finality": "finality", "Chain.Poll": "poll",
 	"Chain.MinGrace": "min-grace", "Chain.MaxFee": "max-fee", "Settlement.Interval": "settle-every", "Settlement.MaxAge": "settle-age",
@@ -40,6 +40,12 @@ func newServe(app *cli.App) *serve {
 	s.hooks.Register(f)
 	f.Text(&s.nodes, "nodes", "", "`NAME=URL,..` of nodes that meter in place of this host")
 	f.Path(&s.identity, "node-identity", "", "with --nodes: `folder` of this gateway's certificate, that 'gpupay node --issue' made")
+
+	f.Group("An inference server that is sold by the request")
+	f.Text(&s.upstream.url, "upstream", "", "its `URL`, such as http://127.0.0.1:8000: renters share all GPUs by --slots, and send requests as its own clients do. $GPUPAY_UPSTREAM_KEY is what it knows you by, if it asks")
+	f.Int(&s.upstream.slots, "slots", 0, "with --upstream: how many requests it runs at once; each pays for its part of the GPUs' time")
+	f.Bool(&s.upstream.ollama, "upstream-ollama", "with --upstream: serve ollama's own API beside OpenAI's")
+	f.Text(&s.upstream.health, "upstream-health", "", "with --upstream: `path` that answers 200 while it works, such as /health; its list of models if empty")
 
 	f.Group("Renters come here")
 	s.domain = f.Domain(&s.listen, listenOn)

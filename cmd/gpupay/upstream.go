@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+
+	"github.com/gpupay/gpupay/sdk/provider"
+	"github.com/gpupay/gpupay/sdk/sidecar"
+)
+
+// upstreamKey is the variable that holds what the inference server knows its operator by, if it asks for that.
+const upstreamKey = "GPUPAY_UPSTREAM_KEY"
+
+// upstream is the inference server that is sold, if one is.
+type upstream struct {
+	url, health string
+	slots       int
+	ollama      bool
+}
+
+// opened is a provider, and what is served of it: with an inference server that is behind it, or alone.
+type opened struct {
+	*provider.Server
+	handler http.Handler
+	run     func(context.Context) error
+	close   func() error
+}
+
+// open starts a provider: before the inference server, where there is one.
+func (u upstream) open(ctx context.Context, c provider.Config) (opened, error) {
+	if u.url == "" && u.slots == 0 {
+		p, err := provider.New(ctx, c)
+		if err != nil {
+			return opened{}, err
+		}
+		return opened{p, p, p.Run, p.Close}, nil
+	}
+	if u.url == "" || u.slots == 0 {
+		return opened{}, errors.New("--upstream and --slots go together: the URL of the inference server, and how many requests it runs at once")
+	}
+	if len(c.Classes) > 0 {
+		return opened{}, errors.New("--upstream: the GPUs behind it have one price: give --price without names")
+	}
+	config := sidecar.Config{Provider: c, Upstream: u.url, OllamaAPI: u.ollama, HealthPath: u.health}
+	config.Provider.Share.Slots = u.slots
+	if key := os.Getenv(upstreamKey); key != "" {
+		config.Credential = http.Header{"Authorization": {"Bearer " + key}}
+	}
+	s, err := sidecar.New(ctx, config)
+	if err != nil {
+		return opened{}, err
+	}
+	return opened{s.Server, s, s.Run, s.Close}, nil
+}
