@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -96,7 +97,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // paid has what is needed be paid, and reports whether the request is worth sending again.
 func (t *transport) paid(ctx context.Context, needs wire.NeedVoucher) bool {
-	requests, before := t.rental.lease.Requests, t.rental.lease.View()
+	requests := t.rental.lease.Requests
 	select {
 	case requests.Hurry <- struct{}{}:
 	default: // it was said
@@ -109,7 +110,7 @@ func (t *transport) paid(ctx context.Context, needs wire.NeedVoucher) bool {
 	case <-pause.C:
 	}
 	now := t.rental.lease.View()
-	if now.Row.Ended != "" || now.Row.Phase != before.Row.Phase {
+	if now.Row.Ended != "" || now.Row.Phase != rental.PhaseRunning {
 		return false
 	}
 	return !needs.RequiredCumulative.Gt(&now.Row.Deposit) || needs.AcceptedCumulative.Lt(&now.Row.Deposit)

@@ -298,6 +298,20 @@ func (s *shop) requests(id common.Hash) map[uint64]metering.Request {
 	return all
 }
 
+// balance is what an account has, in base units.
+func (s *shop) balance(of common.Address) uint256.Int {
+	s.Helper()
+	token, err := chain.NewToken(s.Context(), s.chain.Backend, s.chain.Token)
+	if err != nil {
+		s.Fatal(err)
+	}
+	balance, err := token.Balance(s.Context(), of)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return balance
+}
+
 // cheat has requests be answered otherwise.
 func (s *shop) cheat(answer func(http.ResponseWriter, *provider.Request)) {
 	s.site.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -340,8 +340,12 @@ func TestLeasesOfAPayerAreBounded(t *testing.T) {
 	if _, err := g.client.Rent(t.Context(), s.site.URL, options); err != nil {
 		t.Fatal(err)
 	}
+	before := s.balance(g.client.Address())
 	if _, err := g.client.Rent(t.Context(), s.site.URL, options); err == nil || !strings.Contains(err.Error(), "2 leases of") {
 		t.Errorf("the third: %v", err)
+	}
+	if after := s.balance(g.client.Address()); after != before {
+		t.Errorf("a deposit was made: %s are left of %s", after.Dec(), before.Dec())
 	}
 	s.guest(renter.Options{}) // of another payer
 }
