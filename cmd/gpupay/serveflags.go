@@ -40,13 +40,7 @@ func newServe(app *cli.App) *serve {
 	s.hooks.Register(f)
 	f.Text(&s.nodes, "nodes", "", "`NAME=URL,..` of nodes that meter in place of this host")
 	f.Path(&s.identity, "node-identity", "", "with --nodes: `folder` of this gateway's certificate, that 'gpupay node --issue' made")
-
-	f.Group("An inference server that is sold by the request")
-	f.Text(&s.upstream.url, "upstream", "", "its `URL`, such as http://127.0.0.1:8000: renters share all GPUs by --slots, and send requests as its own clients do. $GPUPAY_UPSTREAM_KEY is what it knows you by, if it asks")
-	f.Int(&s.upstream.slots, "slots", 0, "with --upstream: how many requests it runs at once; each pays for its part of the GPUs' time")
-	f.Bool(&s.upstream.ollama, "upstream-ollama", "with --upstream: serve ollama's own API beside OpenAI's")
-	f.Text(&s.upstream.health, "upstream-health", "", "with --upstream: `path` that answers 200 while it works, such as /health; its list of models if empty")
-
+	s.upstream.register(f)
 	f.Group("Renters come here")
 	s.domain = f.Domain(&s.listen, listenOn)
 	f.Text(&c.HTTP.PublicURL, "public-url", "", "`URL` at which clients reach this provider, such as https://gpus.example.org; what the proxy says if empty")

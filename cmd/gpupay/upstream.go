@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 
+	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/sidecar"
 )
@@ -18,6 +19,14 @@ type upstream struct {
 	url, health string
 	slots       int
 	ollama      bool
+}
+
+func (u *upstream) register(f *cli.Flags) {
+	f.Group("An inference server that is sold by the request")
+	f.Text(&u.url, "upstream", "", "its `URL`, such as http://127.0.0.1:8000: renters share all GPUs by --slots, and send requests as its own clients do. $GPUPAY_UPSTREAM_KEY is what it knows you by, if it asks")
+	f.Int(&u.slots, "slots", 0, "with --upstream: how many requests it runs at once; each pays for its part of the GPUs' time")
+	f.Bool(&u.ollama, "upstream-ollama", "with --upstream: serve ollama's own API beside OpenAI's")
+	f.Text(&u.health, "upstream-health", "", "with --upstream: `path` that answers 200 while it works, such as /health; its list of models if empty")
 }
 
 // opened is a provider, and what is served of it: with an inference server that is behind it, or alone.
