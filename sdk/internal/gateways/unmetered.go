@@ -45,13 +45,10 @@ func (g *Gateway) guardCredit(ctx context.Context, l *lease.Lease) {
 	for {
 		select {
 		case row := <-heard:
-			switch {
-			case row.ID == "":
-				l.Guard.TakeBack()
-			case suspended && row.State == wire.StateActive:
+			if suspended && row.State == wire.StateActive {
 				g.Undo(ctx, l, row)
 			}
-			return
+			return // where its row is gone its devices are taken back as those of any forgotten lease
 		case <-ctx.Done():
 			g.lastLook(context.WithoutCancel(ctx), l)
 			return

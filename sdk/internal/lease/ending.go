@@ -43,13 +43,9 @@ func (l *Lease) End(ctx context.Context, req Stop) error {
 }
 
 // detach leaves the lease to who runs it. What was measured since the last record is not billed by anybody. One whose row is gone runs
-// nowhere: nobody else would take its devices back.
+// nowhere: its devices are taken back as those of any forgotten lease.
 func (l *Lease) detach() {
-	if l.Fence.Forgotten() {
-		l.Guard.TakeBack()
-	} else {
-		l.Deps.Log.Warn("lease goes on at another gateway", "lease", l.ID, "channel", l.Terms.ID())
-	}
+	l.Deps.Log.Warn("a lease is left to the gateway that runs it", "lease", l.ID, "channel", l.Terms.ID())
 	l.Status.Update(func(v *View) { v.Version++; v.Reason = "another gateway runs it" })
 	l.Deps.Dropped(l)
 }

@@ -26,15 +26,6 @@ type guard struct {
 	returned bool        // the devices were taken back as the lease ended, and may be the next renter's
 }
 
-// TakeBack takes the devices of a lease back that the database has forgotten, as after
-// a fail-over to a server that was behind, unless they are in a later lease already.
-func (g *guard) TakeBack() {
-	call, cancel := context.WithTimeout(context.Background(), g.Deps.Timing.CallTimeout)
-	defer cancel()
-	err := g.Devices.Reclaim(call, g.Allocation)
-	g.Deps.Log.Error("the database has forgotten a lease, as after a fail-over to a server that was behind: its devices are taken back", "lease", g.ID, "channel", g.Terms.ID(), "devices", g.Allocation.Devices, "error", err)
-}
-
 // bills has the meter bill, and is false where the renter does not have the devices: see backstop.
 func (g *guard) bills() bool { return g.Devices.IfGiven(g.resumeMeter) }
 

@@ -177,9 +177,6 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 // allocate has a lease's devices chosen, as many as were asked for and of the class that its offer sells. What was given and is wrong is
 // taken back, also where ctx is over; if that fails the error is gpu.ErrHeld.
 func (h *Manager) allocate(ctx context.Context, row leasestore.Row, s channel.State, offer wire.SignedOffer) (gpu.Allocation, common.Address, error) {
-	if err := h.Forgotten.Before(ctx); err != nil {
-		return gpu.Allocation{}, common.Address{}, err
-	}
 	id := common.HexToHash(row.ID)
 	req := gpu.Request{LeaseID: id, Payer: s.Terms.Payer, GPUs: row.GPUs, Term: row.Term}
 	if offer.Class != nil {

@@ -2,7 +2,6 @@ package placement
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"sync"
@@ -13,7 +12,6 @@ import (
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/highwater"
-	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 )
 
@@ -79,18 +77,6 @@ func (f *Fence) Check(err error) {
 	}
 }
 
-// Forgotten reports that the lease's row is gone. A database that was not reached in
-// time is not asked: see gateways.guardCredit.
-func (f *Fence) Forgotten() bool {
-	if f.Tenure != nil && f.Tenure.Err() != nil {
-		return false
-	}
-	ask, cancel := context.WithTimeout(context.Background(), leasestore.OwnerTimeout)
-	defer cancel()
-	_, err := f.Leases.Term(ask, f.Allocation.LeaseID)
-	return errors.Is(err, sql.ErrNoRows)
-}
-
 // Custody is who has the use of a lease's devices, by the commands that were run, and not by the state on disk, which is written
 // before or after them.
 type Custody struct {
@@ -154,17 +140,6 @@ func (c *Custody) Release(ctx context.Context, a gpu.Allocation) error {
 	defer c.mu.Unlock()
 	err := c.Placer.Release(ctx, a)
 	if err == nil {
-		c.Given.Store(false)
-	}
-	return err
-}
-
-// Reclaim is Release of a lease that the database has forgotten.
-func (c *Custody) Reclaim(ctx context.Context, a gpu.Allocation) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	err := Reclaim(ctx, c.Placer, a)
-	if err == nil || errors.Is(err, inventory.ErrTaken) { // then they are the next renter's
 		c.Given.Store(false)
 	}
 	return err
