@@ -105,7 +105,7 @@ func (s Slots) SetDown(why error) {
 
 // Refuse answers a request that got no slot.
 func (s Slots) Refuse(w http.ResponseWriter, err error) {
-	problem := frontDesk{s.p}.Problem(err)
+	problem := frontDesk(s).Problem(err)
 	s.p.metrics.Refused(problem)
 	if problem.Status != http.StatusUnauthorized {
 		w.Header().Set("Retry-After", "1")
