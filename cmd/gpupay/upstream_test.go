@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common/hexutil"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/holiman/uint256"
+
+	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/wallet"
+)
+
+// TestServeBeforeAnInferenceServer: one command puts a price on a server that runs already. It is reached by who pays, under the operator's
+// name and not the renter's, and by nobody else.
+func TestServeBeforeAnInferenceServer(t *testing.T) {
+	var asked []string
+	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			asked = append(asked, r.URL.Path+" "+r.Header.Get("Authorization"))
+			time.Sleep(200 * time.Millisecond)
+		}
+		_, _ = io.WriteString(w, `{"choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}]}`)
+	}))
+	t.Cleanup(engine.Close)
+	chain, err := devchain.Start(t.Context(), devchain.Options{BlockTime: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { chain.Close() })
+	t.Setenv("GPUPAY_KEY", hexutil.Encode(crypto.FromECDSA(chain.Keys[0])))
+	t.Setenv("GPUPAY_UPSTREAM_KEY", "of-the-operator")
+	address := free(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run(ctx, strings.Fields("serve --gpu sim --price 36 --upstream "+engine.URL+" --slots 3 --log-level error --admin= --rpc "+chain.URL+" --escrow "+chain.Escrow.Hex()+
+			" --token "+chain.Token.Hex()+" --listen "+address+" --record-every 1s --db "+filepath.Join(t.TempDir(), "provider.db")))
+	}()
+	chat := func(client *http.Client) (int, string) {
+		resp, err := client.Post("http://"+address+"/v1/chat/completions", "application/json", strings.NewReader(`{"messages":[]}`))
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(text) + errorText(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		if status, text := chat(http.DefaultClient); status == http.StatusUnauthorized {
+			break
+		} else if time.Now().After(end) || status != 0 {
+			t.Fatalf("a stranger is answered %d %s", status, text)
+		}
+	}
+	key, err := crypto.GenerateKey()
+	if err := errors.Join(err, chain.Fund(ctx, crypto.PubkeyToAddress(key.PublicKey), big.NewInt(0), *uint256.NewInt(10_000_000))); err != nil {
+		t.Fatal(err)
+	}
+	client, err := renter.New(ctx, renter.Config{
+		RPC: chain.URL, Token: chain.Token, Key: channel.NewKey(key), Database: filepath.Join(t.TempDir(), "renter.db"), Log: slog.New(slog.DiscardHandler),
+		Caps: wallet.Caps{PricePerGPUHour: "40.00", PerLease: "10", PerDay: "10", PerPayee: "10"}, Chain: wallet.Chain{Poll: 100 * time.Millisecond},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	rental, err := client.Rent(ctx, "http://"+address, renter.Options{Share: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go rental.Run(ctx)
+	if status, text := chat(&http.Client{Transport: rental.Transport(nil)}); status != http.StatusOK || !strings.Contains(text, "Hello") {
+		t.Errorf("a renter is answered %d %s", status, text)
+	}
+	if len(asked) != 1 || asked[0] != "/v1/chat/completions Bearer of-the-operator" {
+		t.Errorf("the inference server was asked %q", asked)
+	}
+	closing, err := rental.Close(ctx)
+	if err != nil || closing.Settled.IsZero() || closing.Settled != closing.Owed || closing.Settled.GtUint64(10_000) {
+		t.Errorf("closed with %+v, %v: a third of a GPU for less than a second was used", closing, err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// TestUpstreamFlagsGoTogether: what cannot be sold is refused before anything is begun.
+func TestUpstreamFlagsGoTogether(t *testing.T) {
+	t.Setenv("GPUPAY_KEY", strings.Repeat("1", 64))
+	contracts := " --gpu sim --escrow 0x" + strings.Repeat("1", 40) + " --token 0x" + strings.Repeat("2", 40)
+	for args, says := range map[string]string{
+		"--upstream http://127.0.0.1:1": "--slots", "--slots 3": "--upstream", "--upstream http://127.0.0.1:1 --slots 3 --price A=1,B=2": "one price",
+		"--upstream ftp://127.0.0.1 --slots 3": "http",
+	} {
+		if err := run(t.Context(), strings.Fields("serve "+args+contracts+" --db "+filepath.Join(t.TempDir(), "provider.db"))); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
