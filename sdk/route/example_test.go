@@ -2,9 +2,10 @@ package route_test
 
 import (
 	"fmt"
-	"math/big"
 	"math/rand/v2"
 	"time"
+
+	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/sdk/route"
 )
@@ -15,9 +16,9 @@ func Example() {
 	router, err := route.New(route.Config{Rand: rand.New(rand.NewPCG(1, 2))})
 	must(err)
 	// 2.40 and 1.20 dollars for an hour of a GPU that 32 requests share, in base units of a token of six decimals.
-	fast, err := route.SlotSecond(big.NewInt(2_400_000), time.Hour, 1, 32)
+	fast, err := route.SlotSecond(*uint256.NewInt(2_400_000), time.Hour, 1, 32)
 	must(err)
-	slow, err := route.SlotSecond(big.NewInt(1_200_000), time.Hour, 1, 32)
+	slow, err := route.SlotSecond(*uint256.NewInt(1_200_000), time.Hour, 1, 32)
 	must(err)
 	must(router.Set([]route.Endpoint{
 		{ID: "https://fast.example", Model: "qwen3-8b", Price: route.Price{PerSlotSecond: fast}},

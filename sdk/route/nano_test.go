@@ -6,40 +6,44 @@ import (
 	"math/big"
 	"testing"
 	"time"
+
+	"github.com/holiman/uint256"
 )
 
-// FuzzNano: sums and products are those of integers without bounds, but at the most where they pass 128 bits.
+// FuzzNano: sums and products are those of integers without bounds, but at the most where they pass 256 bits.
 func FuzzNano(f *testing.F) {
 	f.Add(uint64(0), uint64(20_833_333_334), uint64(3_600_000_000_000), uint64(1_000_000_000), true)
 	f.Add(uint64(math.MaxUint64), uint64(math.MaxUint64), uint64(math.MaxUint64), uint64(1), true)
 	f.Add(uint64(1), uint64(0), uint64(3), uint64(2), false)
+	big256 := func(n Nano) *big.Int { return n.n.ToBig() }
 	f.Fuzz(func(t *testing.T, hi, lo, m, d uint64, up bool) {
-		n, divisor := Nano{hi, lo}, new(big.Int).SetUint64(max(d, 1))
-		want, rest := new(big.Int).Mul(n.big(), new(big.Int).SetUint64(m)), new(big.Int)
-		want.QuoRem(want, divisor, rest)
-		if up && rest.Sign() > 0 {
+		n, divisor := Nano{uint256.Int{lo, m, d, hi}}, new(big.Int).SetUint64(max(d, 1))
+		if hi == 0 {
+			n = Nano{uint256.Int{lo, m & 1}}
+		}
+		want, rest := new(big.Int).Mul(big256(n), new(big.Int).SetUint64(m)), new(big.Int)
+		if want.BitLen() > 256 {
+			want = big256(most)
+		} else if want.QuoRem(want, divisor, rest); up && rest.Sign() > 0 {
 			want.Add(want, big.NewInt(1))
 		}
-		if want.BitLen() > 128 {
-			want = most.big()
+		if got := n.mulDiv(m, max(d, 1), up); big256(got).Cmp(want) != 0 {
+			t.Fatalf("%v * %d / %d = %s, want %s", n, m, d, big256(got), want)
 		}
-		if got := n.mulDiv(m, max(d, 1), up); got.big().Cmp(want) != 0 {
-			t.Fatalf("%v * %d / %d = %s, want %s", n, m, d, got.big(), want)
+		other := Nano{uint256.Int{m, d, lo, hi}}
+		sum := new(big.Int).Add(big256(n), big256(other))
+		if sum.BitLen() > 256 {
+			sum = big256(most)
 		}
-		other := Nano{m, d}
-		sum := new(big.Int).Add(n.big(), other.big())
-		if sum.BitLen() > 128 {
-			sum = most.big()
+		if got := n.Add(other); big256(got).Cmp(sum) != 0 || n.Cmp(other) != big256(n).Cmp(big256(other)) {
+			t.Fatalf("%v + %v = %s, want %s; Cmp %d", n, other, big256(got), sum, n.Cmp(other))
 		}
-		if got := n.Add(other); got.big().Cmp(sum) != 0 || n.Cmp(other) != n.big().Cmp(other.big()) {
-			t.Fatalf("%v + %v = %s, want %s; Cmp %d", n, other, got.big(), sum, n.Cmp(other))
-		}
-		difference := new(big.Int).Sub(n.big(), other.big())
+		difference := new(big.Int).Sub(big256(n), big256(other))
 		if difference.Sign() < 0 {
 			difference.SetInt64(0)
 		}
-		if got := n.sub(other); got.big().Cmp(difference) != 0 {
-			t.Fatalf("%v - %v = %s, want %s", n, other, got.big(), difference)
+		if got := n.sub(other); big256(got).Cmp(difference) != 0 {
+			t.Fatalf("%v - %v = %s, want %s", n, other, big256(got), difference)
 		}
 	})
 }
@@ -52,7 +56,7 @@ func FuzzSlotSecond(f *testing.F) {
 	f.Add(uint64(1), uint64(3600), uint32(1), uint32(1024), uint64(1))
 	f.Fuzz(func(t *testing.T, amount, unit uint64, gpus, slots uint32, ns uint64) {
 		unit, ns = min(max(unit, 1), 3600), ns%uint64(90*time.Minute)
-		price, err := SlotSecond(new(big.Int).SetUint64(amount), time.Duration(unit)*time.Second, gpus, slots)
+		price, err := SlotSecond(*uint256.NewInt(amount), time.Duration(unit)*time.Second, gpus, slots)
 		if gpus == 0 || slots == 0 || gpus > 64 || slots > 1024 {
 			if !errors.Is(err, ErrAmount) {
 				t.Fatalf("%d GPUs in %d slots: %v, want ErrAmount", gpus, slots, err)
@@ -66,11 +70,11 @@ func FuzzSlotSecond(f *testing.F) {
 		bill := new(big.Int).Quo(held, big.NewInt(int64(slots)))
 		bill.Mul(bill, new(big.Int).SetUint64(amount)).Quo(bill, new(big.Int).SetUint64(unit*1e9))
 		covers := price.forTime(time.Duration(ns))
-		if covers.RoundUp().Cmp(bill) < 0 {
+		if whole := covers.RoundUp(); whole.ToBig().Cmp(bill) < 0 {
 			t.Fatalf("%d ns at %d per %d s: %s reserved, %s billed", ns, amount, unit, covers, bill)
 		}
 		exact := new(big.Rat).SetFrac(new(big.Int).Mul(held, new(big.Int).SetUint64(amount)), new(big.Int).Mul(big.NewInt(int64(slots)), new(big.Int).SetUint64(unit*1e9)))
-		over := new(big.Rat).Sub(new(big.Rat).SetFrac(covers.big(), big.NewInt(perBase)), exact)
+		over := new(big.Rat).Sub(new(big.Rat).SetFrac(covers.n.ToBig(), big.NewInt(perBase)), exact)
 		if over.Sign() < 0 || over.Cmp(big.NewRat(1, 1)) >= 0 {
 			t.Fatalf("%d ns at %d per %d s: over by %s", ns, amount, unit, over.FloatString(12))
 		}
@@ -78,21 +82,20 @@ func FuzzSlotSecond(f *testing.F) {
 }
 
 func TestNanoOfAmounts(t *testing.T) {
-	largest := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 96), big.NewInt(1))
-	for _, amount := range []*big.Int{big.NewInt(0), big.NewInt(1), largest} {
-		if n, err := FromBig(amount); err != nil || n.RoundUp().Cmp(amount) != 0 || n.String() != amount.String() {
-			t.Errorf("FromBig(%s) = %s, %v", amount, n, err)
+	largest := *new(uint256.Int).SubUint64(new(uint256.Int).Lsh(uint256.NewInt(1), 96), 1)
+	for _, amount := range []uint256.Int{{}, *uint256.NewInt(1), largest} {
+		if n, err := Amount(amount); err != nil || n.RoundUp() != amount || n.String() != amount.Dec() {
+			t.Errorf("Amount(%s) = %s, %v", amount.Dec(), n, err)
 		}
 	}
-	for _, amount := range []*big.Int{nil, big.NewInt(-1), new(big.Int).Add(largest, big.NewInt(1))} {
-		if _, err := FromBig(amount); !errors.Is(err, ErrAmount) {
-			t.Errorf("FromBig(%s): %v, want ErrAmount", amount, err)
-		}
+	if _, err := Amount(*new(uint256.Int).AddUint64(&largest, 1)); !errors.Is(err, ErrAmount) {
+		t.Errorf("2^96: %v, want ErrAmount", err)
 	}
-	if _, err := SlotSecond(largest, time.Nanosecond, 64, 1); !errors.Is(err, ErrAmount) {
-		t.Errorf("a price over 128 bits: %v, want ErrAmount", err)
+	if _, err := SlotSecond(*new(uint256.Int).AddUint64(&largest, 1), time.Second, 1, 1); !errors.Is(err, ErrAmount) {
+		t.Errorf("a price of 2^96: %v, want ErrAmount", err)
 	}
-	if n := Nanos(20_833_333_334); n.String() != "20.833333334" || n.RoundUp().Int64() != 21 || Base(7).String() != "7" {
+	n := Nanos(20_833_333_334)
+	if up := n.RoundUp(); n.String() != "20.833333334" || up.Uint64() != 21 || Base(7).String() != "7" {
 		t.Errorf("%s, %s", n, Base(7))
 	}
 }

@@ -6,9 +6,12 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/holiman/uint256"
 )
 
 // bench is a router with endpoints a, b, .. at the given dollars an hour of a GPU with 32 slots.
@@ -304,7 +307,7 @@ func TestReserve(t *testing.T) {
 	if c.Limit < c.Estimate.Wait || c.Limit > time.Hour {
 		t.Errorf("limit %s of a request that is expected to take %s", c.Limit, c.Estimate.Wait)
 	}
-	if pay := c.Endpoint.Price.Pay(c.Limit, plain.InTokens, plain.MaxTokens); pay.Cmp(c.Reserve) > 0 || Base(c.Reserve.RoundUp().Uint64()) != c.Reserve {
+	if pay := c.Endpoint.Price.Pay(c.Limit, plain.InTokens, plain.MaxTokens); pay.Cmp(c.Reserve) > 0 || strings.Contains(c.Reserve.String(), ".") {
 		t.Errorf("%s reserved, and it may cost %s", c.Reserve, pay)
 	}
 	for _, rule := range []Rule{RuleBudget, RuleCap} {
@@ -600,7 +603,7 @@ func FuzzHostile(f *testing.F) {
 			return extremes[int(b)%len(extremes)]
 		}
 		r := bench(t, 1, 2)
-		price := func() Nano { return Nano{uint64(next()), uint64(next())} }
+		price := func() Nano { return Nano{uint256.Int{uint64(next()), uint64(next())}} }
 		for len(script) > 0 {
 			list := []Endpoint{{ID: "a", Model: "m", Price: Price{price(), price(), price()}}, {ID: "b", Model: "m"}}
 			if err := r.Set(list); err != nil {
