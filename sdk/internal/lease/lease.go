@@ -169,10 +169,12 @@ func (l *Lease) do(ctx context.Context, mail Mail) *Stop {
 func (l *Lease) begin(ctx context.Context) {
 	if l.slots == nil {
 		l.sampled = l.sample(ctx)
-		l.looked = l.sampled.Looked()
 		l.health.watchLife(l.Guard.armBackstop)
 	}
 	if l.opened != nil {
+		if l.sampled != nil { // only of one request it may be nil, and that has nobody who waits for it to open
+			l.looked = l.sampled.Looked()
+		}
 		go l.open(l.looked)
 	}
 	if l.Credit.Postpaid() {
