@@ -61,7 +61,7 @@ func newMall(t *testing.T, third ...mount) *mall {
 	net := chaintest.Anvil(t)
 	net.PlaceBatchSettlement(t)
 	m.payRig = payRigOn(t, net, func(c *Config) {
-		c.Source, c.Metering.Clock, c.Terms.Credit, c.Terms.SuspendTimeout = sim.New(3, sim.Options{Clock: m.clock}), m.clock, time.Minute, time.Second
+		c.Source, c.Metering.Clock, c.Terms.Credit, c.Terms.SuspendTimeout = sim.New(3, sim.Options{Clock: m.clock}), m.clock, time.Minute, 5*time.Second
 		c.Metering.Tick, c.Metering.RecordEvery, c.X402.Window, c.X402.Slack = mallStep, 2*mallStep, mallWindow*mallStep, 10*mallStep
 		c.mounts = third
 	})

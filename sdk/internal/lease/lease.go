@@ -145,8 +145,8 @@ func (l *Lease) do(ctx context.Context, mail Mail) *Stop {
 	if mail.due {
 		l.nextRecord.Reset(l.Deps.Timing.RecordEvery)
 	}
-	if mail.cut || mail.due && l.tells() || l.Credit.quantumDone(&l.Balance) {
-		_ = l.Records.Make(ctx, false) // logged and tried again; the credit, or what is reserved, bounds what is served meanwhile
+	if mail.cut || mail.due && l.tells() {
+		_ = l.Records.Make(ctx, false) // logged and tried again; the credit bounds what is served meanwhile
 	}
 	switch last, _ := l.Records.recorder.Last(); {
 	case l.Fence.Lost.Load():
@@ -160,6 +160,9 @@ func (l *Lease) do(ctx context.Context, mail Mail) *Stop {
 		if req := l.handOver(ctx); req != nil {
 			return req
 		}
+	}
+	if l.Credit.quantumDone(&l.Balance) {
+		_ = l.Records.Make(ctx, false) // logged and tried again; what is reserved bounds what is served meanwhile
 	}
 	return l.enforce(ctx)
 }
