@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -33,6 +34,7 @@ type usurper struct {
 	front  *httptest.Server
 	offer  wire.SignedOffer
 	named  atomic.Bool
+	keeps  atomic.Bool  // it takes no lease back
 	aborts atomic.Int32 // streams until one is cut off before its first byte
 
 	mu      sync.Mutex
@@ -71,6 +73,10 @@ func (u *usurper) answer(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodGet && r.Header.Get("Authorization") != "" && u.named.Load() && u.aborts.Add(-1) == 0 {
 		panic(http.ErrAbortHandler)
+	}
+	if c, err := wire.ParseCredential(r.Header); err == nil && u.keeps.Load() && c.Payload.Action == wire.ActionRelease {
+		wire.Internal.With("no").Write(w)
+		return
 	}
 	u.ServeHTTP(w, r)
 }
@@ -130,6 +136,7 @@ func TestLeaseThatNobodyAskedFor(t *testing.T) {
 			"runs":                                       func(v *visit) { v.run() },
 			"runs, the first connection drops":           func(v *visit) { v.aborts.Store(1); v.run() },
 			"runs, the second connection drops":          func(v *visit) { v.aborts.Store(2); v.run() },
+			"runs, and cannot give it back":              func(v *visit) { v.kept() },
 			"comes back":                                 func(v *visit) { v.clock.Advance(time.Hour); v.run() },
 			"comes back, in a new process":               func(v *visit) { v.clock.Advance(time.Hour); v.anew(); v.run(); v.close() },
 			"closes":                                     func(v *visit) { v.clock.Advance(time.Hour); v.close() },
@@ -163,6 +170,7 @@ type visit struct {
 	t      *testing.T
 	config renter.Config
 	clock  *sim.Clock
+	log    *testrig.Log
 	r      *renter.Client
 	l      *renter.Rental
 }
@@ -170,7 +178,8 @@ type visit struct {
 // arrive has a lease begin, and all of it paid: three seconds.
 func arrive(t *testing.T, m *testrig.Market, change func(*wire.Offer)) *visit {
 	t.Helper()
-	v := &visit{usurper: newUsurper(t, m, change), t: t, config: renterrig.Config(t, m, m.Payer)}
+	v := &visit{usurper: newUsurper(t, m, change), t: t, config: renterrig.Config(t, m, m.Payer), log: &testrig.Log{}}
+	v.config.Log = slog.New(slog.NewTextHandler(v.log, nil))
 	v.clock = ownClock(&v.config)
 	v.config.Caps.PricePerGPUHour, v.config.Caps.PerDay = "20", wallet.Unlimited
 	v.r = renterrig.Open(t, v.config)
@@ -194,6 +203,16 @@ func (v *visit) run() {
 	defer cancel()
 	if err := v.l.Run(ctx); err != nil {
 		v.t.Errorf("Run: %v", err)
+	}
+}
+
+// kept has the provider take no lease back, of which the renter hears what to do.
+func (v *visit) kept() {
+	v.t.Helper()
+	v.keeps.Store(true)
+	v.run()
+	if !strings.Contains(v.log.String(), "could not be given back: close the rental") {
+		v.t.Error("the log does not say that the lease is not given back")
 	}
 }
 

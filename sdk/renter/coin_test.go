@@ -75,7 +75,8 @@ func TestTopUpWithoutCoin(t *testing.T) {
 	}
 }
 
-// TestReopenWithTooLittleCoin: taking a close request back with coin that does not pay for it says that at once, and what to do.
+// TestReopenWithTooLittleCoin: taking a close request back with coin that does not pay for it, or with none, says that at once, and
+// what to do.
 func TestReopenWithTooLittleCoin(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
@@ -93,9 +94,11 @@ func TestReopenWithTooLittleCoin(t *testing.T) {
 	})
 	cut()
 	<-left
-	m.RPC(t, nil, "anvil_setBalance", m.PayerAddress(), "0x1")
-	if err := l.Reopen(t.Context()); !errors.Is(err, wallet.ErrNoGas) || !strings.Contains(err.Error(), m.PayerAddress().Hex()) {
-		t.Errorf("Reopen: %v", err)
+	for _, coin := range []string{"0x1", "0x0"} {
+		m.RPC(t, nil, "anvil_setBalance", m.PayerAddress(), coin)
+		if err := l.Reopen(t.Context()); !errors.Is(err, wallet.ErrNoGas) || !strings.Contains(err.Error(), m.PayerAddress().Hex()) {
+			t.Errorf("Reopen with %s wei: %v", coin, err)
+		}
 	}
 	m.RPC(t, nil, "anvil_setBalance", m.PayerAddress(), "0xde0b6b3a7640000")
 	if err := l.Reopen(t.Context()); err != nil {

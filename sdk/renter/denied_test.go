@@ -56,6 +56,40 @@ func deniedCaps() map[string]wallet.Caps {
 	}
 }
 
+// TestDeniedDepositsThatEndTogether: the deposit at the start and the top-up after it are both denied, and both have ended when the
+// renter looks again. Each counts for the day.
+func TestDeniedDepositsThatEndTogether(t *testing.T) {
+	const cap = 1_200_000
+	m := testrig.NewMarket(t)
+	m.PassToMidnight(t)
+	d := newDrawerOf(t, m, func(o *wire.Offer) { o.Expires += 1000 * 3600 })
+	config := renterrig.Config(t, m, m.Payer)
+	bad := &stuckEndpoint{Backend: m.Backend}
+	config.Chain.Backend, config.Caps.PerDay, config.Chain.ClockTolerance, config.Now = bad, "1.2", 10_000*time.Hour, m.Now
+	r := renterrig.Open(t, config)
+	bad.freeze(t)
+	l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.1", TopUp: "0.5", Gasless: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Lease().Detach()
+	d.terms = l.Terms()
+	for i := range 8 {
+		l.Lease().Topped = time.Time{}
+		_ = l.Lease().TopUp(t.Context())
+		if i == 0 && len(d.payloads()) != 2 {
+			t.Fatalf("%d authorizations, want the deposit's and the top-up's", len(d.payloads()))
+		}
+		for _, p := range d.payloads() {
+			d.submit(p)
+		}
+		m.Pass(t, 2*wallet.AuthorizationTTL)
+	}
+	if today := d.spent(); today > cap || today < 1_000_000 {
+		t.Errorf("%d were deposited in a day, the cap is %d", today, cap)
+	}
+}
+
 // TestDeniedTopUpsCountForTheDay: the only endpoint shows no top-up that the provider sends, and each authorization ends as if
 // unused. The caps hold for the day, also over a restart; the next day there is room again.
 func TestDeniedTopUpsCountForTheDay(t *testing.T) {

@@ -144,7 +144,8 @@ func TestSickEndpointEndsNoLease(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, func(c *provider.Config) { c.Deposits.Min = "0.003" })
 	config, bad := behindEndpoint(t, m)
-	config.Patience = 2 * time.Second
+	log := &testrig.Log{}
+	config.Patience, config.Log = 2*time.Second, slog.New(slog.NewTextHandler(log, nil))
 	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.003", TopUp: "0.02", PayEvery: 100 * time.Millisecond})
 	if err != nil {
@@ -162,5 +163,8 @@ func TestSickEndpointEndsNoLease(t *testing.T) {
 	}
 	if _, err := l.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "top-up failed: it is tried again") {
+		t.Error("the log does not say that a top-up failed")
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"math/big"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -27,12 +29,15 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// TestBrokenStreams: the lease outlives its connections, and is paid exactly.
+// TestBrokenStreams: the lease outlives its connections, and is paid exactly. One that breaks again and again is attached to ever
+// later.
 func TestBrokenStreams(t *testing.T) {
 	m := testrig.NewMarket(t)
 	server := serveProvider(t, m, nil)
 	before := m.Tokens(t, m.PayeeAddress())
-	r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+	config, log := renterrig.Config(t, m, m.Payer), &testrig.Log{}
+	config.Log = slog.New(slog.NewTextHandler(log, nil))
+	r := renterrig.Open(t, config)
 	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +60,17 @@ func TestBrokenStreams(t *testing.T) {
 	checkBooks(t, r, l, c)
 	if c.Owed != c.Settled || l.Snapshot().Lease != lease {
 		t.Errorf("owed %s, settled %s, lease %s, was %s", c.Owed.Dec(), c.Settled.Dec(), l.Snapshot().Lease, lease)
+	}
+	var longest time.Duration
+	for _, said := range regexp.MustCompile(`attaching again.* retry=(\S+)`).FindAllStringSubmatch(log.String(), -1) {
+		retry, err := time.ParseDuration(said[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest = max(longest, retry)
+	}
+	if longest < time.Second {
+		t.Errorf("after six breaks the longest pause is %s", longest)
 	}
 }
 
@@ -129,6 +145,43 @@ func TestBudget(t *testing.T) {
 			}
 			if test.exact && c.Settled != c.Owed {
 				t.Errorf("settled %s, owed %s", c.Settled.Dec(), c.Owed.Dec())
+			}
+		})
+	}
+}
+
+// TestLoweredCapIsPaidUpTo: a cap that is lowered under what a lease comes to cost is paid up to, to the base unit, and no further.
+func TestLoweredCapIsPaidUpTo(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	const limit = 1234
+	for name, lower := range map[string]func(*wallet.Caps){
+		"per lease": func(c *wallet.Caps) { c.PerLease = "0.001234" },
+		"per day":   func(c *wallet.Caps) { c.PerDay = "0.001234" },
+		"per payee": func(c *wallet.Caps) { c.PerPayee = "0.001234" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := renterrig.Config(t, m, m.Newcomer(t))
+			r := renterrig.Open(t, config)
+			l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Lease().Detach()
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			lower(&config.Caps)
+			r = renterrig.Open(t, config)
+			if l, err = r.Resume(t.Context(), l.ID()); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Run(t.Context()); !errors.Is(err, renter.ErrBudget) || !strings.Contains(err.Error(), "a cap stands before") {
+				t.Errorf("Run: %v, want ErrBudget", err)
+			}
+			c, err := l.Close(t.Context())
+			if err != nil || c.Signed.Uint64() != limit || c.Settled != c.Signed || !c.Owed.Gt(&c.Signed) {
+				t.Errorf("owed %s, signed %s, settled %s, the cap is %d: %v", c.Owed.Dec(), c.Signed.Dec(), c.Settled.Dec(), limit, err)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,6 +72,15 @@ func TestAccessSteersNoTerminal(t *testing.T) {
 	}
 	if got, want := string(lease.Access), `{"key":"x\ny","l":["c"],"port":22,"ssh":"a[2Jb2J"}`; got != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestSecretsThatAreKept: up to the bound.
+func TestSecretsThatAreKept(t *testing.T) {
+	for n, want := range map[int]error{256: nil, 257: peer.ErrProtocol} {
+		if err := paystream.Fitting(&wire.Lease{Secret: strings.Repeat("s", n)}); !errors.Is(err, want) {
+			t.Errorf("a secret of %d bytes: %v, want %v", n, err, want)
+		}
 	}
 }
 

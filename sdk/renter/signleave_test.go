@@ -3,11 +3,18 @@ package renter_test
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/audit"
+	"github.com/gpupay/gpupay/sdk/chain"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/provider"
@@ -153,5 +160,100 @@ func TestReopen(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReopenAwaitsItsRequest: a request to close that was sent and is not mined yet is waited for and taken back. One that came
+// later would close what was reopened.
+func TestReopenAwaitsItsRequest(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	config := renterrig.Config(t, m, m.Payer)
+	config.Patience = 20 * time.Second
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1", PayEvery: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Automine(t, false)
+	leaving, cut := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() { _, err := l.Leave(leaving); left <- err }()
+	testrig.Eventually(t, "the request to be sent", func() bool {
+		sent, err := r.Wallet().Sender.Find(t.Context(), l.ID(), chain.RequestClose)
+		return err == nil && len(sent) == 1 && len(sent[0].Attempts) > 0
+	})
+	cut()
+	<-left
+	reopened := make(chan error, 1)
+	go func() { reopened <- l.Reopen(t.Context()) }()
+	select {
+	case err := <-reopened:
+		t.Errorf("it did not wait: %v", err)
+		reopened <- err
+	case <-time.After(time.Second):
+	}
+	m.Automine(t, true)
+	m.Mine(t, 1)
+	if err := <-reopened; err != nil {
+		t.Errorf("Reopen: %v", err)
+	}
+	if view, err := l.Lease().Escrow.View(t.Context(), l.ID(), nil); err != nil || view.CloseRequestedAt != 0 || l.Snapshot().Phase != renter.PhaseRunning {
+		t.Errorf("%+v, %s, %v: want it open", view, l.Snapshot().Phase, err)
+	}
+}
+
+// mute is a key that signs nothing while its device is away.
+type mute struct {
+	channel.Signer
+	away atomic.Bool
+}
+
+func (k *mute) Sign(ctx context.Context, digest common.Hash) ([]byte, error) {
+	if k.away.Load() {
+		return nil, errors.New("the key's device is away")
+	}
+	return k.Signer.Sign(ctx, digest)
+}
+
+// TestKeyThatIsAway: where the key does not sign, a leave is not signed and says so, and a close leaves the last seconds unpaid and
+// says so. Once it signs, both are made, and everything is paid.
+func TestKeyThatIsAway(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, func(c *provider.Config) { c.Source = testclock.GPUs(2) })
+	before := m.Tokens(t, m.PayeeAddress())
+	config, log := renterrig.Config(t, m, m.Payer), &testrig.Log{}
+	key := &mute{Signer: config.Key}
+	config.Key, config.Log = key, slog.New(slog.NewTextHandler(log, nil))
+	r := renterrig.Open(t, config)
+	var both []*renter.Rental
+	for range 2 {
+		l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, l)
+	}
+	testclock.Sleep(300 * time.Millisecond)
+	key.away.Store(true)
+	if request, err := both[0].SignLeave(t.Context()); err == nil || !strings.Contains(err.Error(), "device is away") || len(request.Signature) != 0 {
+		t.Errorf("SignLeave: %+v, %v", request, err)
+	}
+	if _, err := both[1].Close(t.Context()); err == nil || !strings.Contains(err.Error(), "device is away") {
+		t.Errorf("Close: %v", err)
+	}
+	if !strings.Contains(log.String(), "the lease's last seconds could not be paid") {
+		t.Error("the log does not say that the last seconds are not paid")
+	}
+	key.away.Store(false)
+	if _, err := both[0].SignLeave(t.Context()); err != nil {
+		t.Error(err)
+	}
+	c, err := both[1].Close(t.Context())
+	if err != nil || c.Settled.IsZero() {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if got := m.Tokens(t, m.PayeeAddress()) - before; c.Settled != c.Owed || got != c.Settled.Uint64() {
+		t.Errorf("owed %s, settled %s, the payee got %d", c.Owed.Dec(), c.Settled.Dec(), got)
 	}
 }

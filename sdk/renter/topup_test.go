@@ -331,3 +331,43 @@ func TestAuthorizationIsGoodForMinutes(t *testing.T) {
 	}
 	l.Lease().Detach()
 }
+
+// TestTopUpCountsInOtherRentals: what was signed for a top-up of one rental, and may still be sent, leaves no room under a cap for
+// another rental at the same payee.
+func TestTopUpCountsInOtherRentals(t *testing.T) {
+	m := testrig.NewMarket(t)
+	const cap = 1_700_000 // two deposits and one top-up
+	for name, caps := range map[string]wallet.Caps{
+		"PerDay":   {PerLease: "10", PerDay: "1.7", PerPayee: "10"},
+		"PerPayee": {PerLease: "10", PerDay: "10", PerPayee: "1.7"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDrawer(t, m)
+			config := renterrig.Config(t, m, m.Payer)
+			caps.PricePerGPUHour = config.Caps.PricePerGPUHour
+			config.Caps = caps
+			r := renterrig.Open(t, config)
+			var both []*renter.Rental
+			var deposited uint64
+			for i := range 2 {
+				l, err := r.Rent(t.Context(), d.Server.URL, renter.Options{Deposit: "0.5", TopUp: "0.7", Gasless: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Lease().Detach()
+				both, d.terms = append(both, l), l.Terms()
+				d.submit(d.payloads()[i])
+				deposited += d.deposited()
+			}
+			if err := both[0].Lease().TopUp(t.Context()); err == nil || errors.Is(err, renter.ErrBudget) { // the provider keeps it
+				t.Fatalf("the first top-up: %v", err)
+			}
+			if err := both[1].Lease().TopUp(t.Context()); !errors.Is(err, renter.ErrBudget) {
+				t.Errorf("the second top-up: %v, want ErrBudget", err)
+			}
+			if out := d.outstanding(); deposited+out != cap {
+				t.Errorf("%d deposited and %d outstanding, the cap is %d", deposited, out, cap)
+			}
+		})
+	}
+}

@@ -2,16 +2,25 @@ package renter_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"net/http"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
+	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/internal/rig/renterrig"
 	"github.com/gpupay/gpupay/sdk/renter"
+	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -133,5 +142,122 @@ func TestRentNeedsItsBalance(t *testing.T) {
 	cancel()
 	if l, err := r.Prepare(ended, renter.Quote{}, renter.Options{GPUs: 1}, *uint256.NewInt(1)); !errors.Is(err, context.Canceled) || l != nil {
 		t.Errorf("%v, %v", l, err)
+	}
+}
+
+// TestNoTopUpBesideADeposit: no top-up is made while another deposit of ours is on its way, nor while the chain or the books
+// cannot say whether one is; and a look without its block is none.
+func TestNoTopUpBesideADeposit(t *testing.T) {
+	m := testrig.NewMarket(t)
+	server := serveProvider(t, m, nil)
+	m.Mine(t, 3)
+	config, bad := behindEndpoint(t, m)
+	r := renterrig.Open(t, config)
+	l, err := r.Rent(t.Context(), server.URL, renter.Options{Deposit: "0.5", TopUp: "0.25"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Lease().Detach()
+	for name, c := range map[string]struct {
+		confirmations uint64
+		spared        string // of the requests for blocks
+	}{"no block": {1, "no request"}, "not the one with its confirmations": {3, "latest"}} {
+		bad.On("eth_getBlockByNumber", func(x *badrpc.Exchange) {
+			if !strings.Contains(string(x.Params), c.spared) {
+				x.Status = http.StatusTooManyRequests
+			}
+		})
+		before := l.Lease().Row
+		if _, err := l.Lease().Look(t.Context(), c.confirmations); !errors.Is(err, chain.ErrUnreachable) || !reflect.DeepEqual(l.Lease().Row, before) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if step, err := l.Lease().NextStep(t.Context()); c.confirmations == 1 && (err == nil || !step.IsZero()) {
+			t.Errorf("%s: a top-up of %s, %v", name, step.Dec(), err)
+		}
+		bad.Heal()
+	}
+	send := func(call chain.Call) chain.TxID {
+		t.Helper()
+		id, err := r.Wallet().Sender.Submit(t.Context(), call)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	mined := func(id chain.TxID) {
+		t.Helper()
+		if _, err := r.Wallet().Sender.Wait(t.Context(), id, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	amount := *uint256.NewInt(250_000)
+	mined(send(r.Wallet().Token.ApproveCall(m.Escrow, amount)))
+	m.Automine(t, false)
+	id := send(l.Lease().Escrow.TopUpCall(l.Terms(), amount))
+	if step, err := l.Lease().NextStep(t.Context()); !errors.Is(err, wallet.ErrNotYet) || !strings.Contains(err.Error(), string(id)) || !step.IsZero() {
+		t.Errorf("beside a deposit that is on its way: a top-up of %s, %v", step.Dec(), err)
+	}
+	m.Automine(t, true)
+	m.Mine(t, 1)
+	mined(id)
+	if step, err := l.Lease().NextStep(t.Context()); err != nil || step != amount {
+		t.Errorf("after it: a top-up of %s, %v", step.Dec(), err)
+	}
+	if err := r.Wallet().DB.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`ALTER TABLE chain_tx RENAME TO gone`)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if step, err := l.Lease().NextStep(t.Context()); err == nil || !step.IsZero() {
+		t.Errorf("without its books: a top-up of %s, %v", step.Dec(), err)
+	}
+}
+
+// TestDamagedRental: a rental whose row on disk is damaged says so, and what to do. Nobody is accused for it.
+func TestDamagedRental(t *testing.T) {
+	m := testrig.NewMarket(t)
+	for name, c := range map[string]struct {
+		damage func(*testrig.Hostile, *rental.Row)
+		says   string
+	}{
+		"no devices": {func(_ *testrig.Hostile, row *rental.Row) { row.Devices = nil }, "restore the database from its backup"},
+		"an offer of before": {func(_ *testrig.Hostile, row *rental.Row) {
+			row.PastOffers, row.Lease, row.Checker = []json.RawMessage{[]byte("{}")}, common.Hash{}, nil
+		}, "restore the database from its backup"},
+		"an offer of no price": {func(v *testrig.Hostile, row *rental.Row) {
+			o := v.Offer.Offer
+			o.Unit = "fortnight"
+			signed, err := wire.SignOffer(t.Context(), v.Key, o)
+			if row.Offer = signed.Document; err != nil {
+				t.Error(err)
+			}
+		}, "fortnight"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := testrig.NewHostile(t, m, nil)
+			v.Script = func(*testrig.Stream) {}
+			r := renterrig.Open(t, renterrig.Config(t, m, m.Payer))
+			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "0.1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Lease().Detach()
+			row := l.Lease().Row
+			c.damage(v, &row)
+			if err := r.Store().Save(t.Context(), row); err != nil {
+				t.Fatal(err)
+			}
+			v.ForgeLease = func(lease *wire.Lease) { lease.OfferHash = common.Hash{1} } // as of an offer of before
+			if l, err = r.Rental(t.Context(), row.Terms.ID()); err == nil {
+				err = l.Lease().Reattach(t.Context())
+			}
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want to hear of %q", err, c.says)
+			}
+			if kept, err := r.Evidence(t.Context(), row.Terms.ID()); err != nil || len(kept) != 0 {
+				t.Errorf("the provider is accused: %+v, %v", kept, err)
+			}
+		})
 	}
 }

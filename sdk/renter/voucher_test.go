@@ -3,6 +3,8 @@ package renter_test
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,7 +57,8 @@ func TestShownVoucher(t *testing.T) {
 			}
 			config := renterrig.Config(t, m, m.Payer)
 			clock := &later{Clock: metering.System}
-			config.Clock, config.Patience, config.Caps.PerDay = clock, time.Hour, wallet.Unlimited
+			log := &testrig.Log{}
+			config.Clock, config.Patience, config.Caps.PerDay, config.Log = clock, time.Hour, wallet.Unlimited, slog.New(slog.NewTextHandler(log, nil))
 			r := renterrig.Open(t, config)
 			l, err := r.Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
 			if err != nil {
@@ -63,6 +66,9 @@ func TestShownVoucher(t *testing.T) {
 			}
 			if s := l.Snapshot(); s.Paid.Uint64() != test.want {
 				t.Errorf("%s is signed for, want %d", s.Paid.Dec(), test.want)
+			}
+			if said := strings.Contains(log.String(), "restored from a backup"); said != (test.want != 0) {
+				t.Errorf("the log says that the database was restored: %v", said)
 			}
 			clock.by.Store(int64(15 * time.Minute))
 			ctx, stop := context.WithCancel(t.Context())
