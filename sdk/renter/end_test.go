@@ -255,39 +255,3 @@ func (c *partedClock) Now() metering.Instant {
 	now.Wall += c.wall + c.stood.Load()
 	return now
 }
-
-// TestRecordsBeforeTheLastMayTakeTheirTime: the records before the final one may come one by one, later than one of them may be.
-// They are read, and all is paid. It takes as long as they do.
-func TestRecordsBeforeTheLastMayTakeTheirTime(t *testing.T) {
-	m := testrig.NewMarket(t)
-	v := testrig.NewHostile(t, m, nil)
-	final, streams := make(chan metering.SignedRecord, 1), 0
-	v.Final = func() metering.SignedRecord { return <-final }
-	v.Script = func(p *testrig.Stream) {
-		if streams++; streams == 1 {
-			return
-		}
-		var before []metering.SignedRecord
-		for range 3 {
-			before = append(before, p.Next(50*time.Millisecond))
-		}
-		final <- p.Resign(p.Next(50*time.Millisecond), func(r *metering.SignedRecord) { r.Final = true })
-		for _, rec := range before {
-			time.Sleep(2 * time.Second)
-			p.Usage(rec)
-		}
-	}
-	config := renterrig.Config(t, m, m.Payer)
-	config.Patience = 30 * time.Second
-	l, err := renterrig.Open(t, config).Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(300 * time.Millisecond)                                    // for what is billed
-	if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) { // this provider does not close
-		t.Errorf("Close: %v", err)
-	}
-	if s := l.Snapshot(); s.Owed.Uint64() != 4*testrig.HostilePrice/20 || s.Paid != s.Owed {
-		t.Errorf("%s owed and %s paid of %d", s.Owed.Dec(), s.Paid.Dec(), 4*testrig.HostilePrice/20)
-	}
-}
