@@ -33,6 +33,7 @@ func (l *Rental) Close(ctx context.Context) (Closing, error) {
 	if l.lease.Row.URL == "" {
 		return Closing{}, fmt.Errorf("channel %s: %w: it was found on the chain, and who its provider is was lost: leave it", l.lease.ID, peer.ErrRefused)
 	}
+	l.lease.Requests.Stop()
 	if err := errors.Join(l.lease.StopClock(ctx), l.lease.Enter(ctx, rental.PhaseClosing)); err != nil {
 		return Closing{}, err
 	}

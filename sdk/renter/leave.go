@@ -60,6 +60,7 @@ func (l *Rental) Leave(ctx context.Context) (Closing, error) {
 			return Closing(l.lease.Closing()), err
 		}
 	}
+	l.lease.Requests.Stop()
 	closed, err := l.lease.AwaitChain(ctx)
 	if err == nil && !closed {
 		err = l.lease.Leave(ctx)

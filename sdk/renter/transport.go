@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -82,7 +83,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	defer cancel()
 	for {
 		res, err := t.send(r, body, token)
-		if err != nil || res.StatusCode != http.StatusPaymentRequired || !wire.IsProblem(res) {
+		if err != nil || res.StatusCode != http.StatusPaymentRequired || !isRefusal(res) {
 			return res, err
 		}
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
@@ -131,15 +132,29 @@ func (t *transport) send(r *http.Request, body []byte, token string) (*http.Resp
 	}
 	res, err := t.base.RoundTrip(out)
 	if err != nil {
-		requests.End(id, r.Context().Err() == nil)
+		requests.End(id, !aborted(r.Context(), err))
 		return nil, err
 	}
-	if refused := res.StatusCode >= 400 && wire.IsProblem(res); refused || res.StatusCode >= 500 { // it was not served, or failed
+	if refused := res.StatusCode >= 400 && isRefusal(res); refused || res.StatusCode >= 500 { // it was not served, or failed
 		requests.End(id, true)
 		return res, nil
 	}
 	res.Body = &measured{ReadCloser: res.Body, ctx: r.Context(), end: sync.OnceFunc(func() { requests.End(id, false) }), fail: sync.OnceFunc(func() { requests.End(id, true) })}
 	return res, nil
+}
+
+// isRefusal reports whether an answer is the provider's own, which took no slot: what it passes on of its inference server, a problem of
+// that one's too, names the request.
+func isRefusal(res *http.Response) bool {
+	return wire.IsProblem(res) && res.Header.Get(wire.RequestHeader) == ""
+}
+
+// aborted reports whether a request was ended by its client: that gave up, or has a timeout of its own, which a base Transport may have.
+// An http.Client whose Timeout is over may say so a moment before the context does.
+func aborted(ctx context.Context, err error) bool {
+	var timeout net.Error
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // measured is an answer's body, whose end is that of its request. One that breaks off by no doing of ours has failed.
@@ -152,7 +167,7 @@ type measured struct {
 func (m *measured) Read(p []byte) (int, error) {
 	n, err := m.ReadCloser.Read(p)
 	switch {
-	case err == io.EOF || err != nil && m.ctx.Err() != nil:
+	case err == io.EOF || err != nil && aborted(m.ctx, err):
 		m.end()
 	case err != nil:
 		m.fail()

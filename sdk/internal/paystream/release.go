@@ -212,6 +212,7 @@ func (l *Lease) GiveBack(ctx context.Context) {
 	if l.Checker != nil && l.Row.Ended == "" {
 		runs := l.Row.Checker
 		var answer wire.Released
+		l.Requests.Stop()
 		if err = l.StopClock(ctx); err == nil {
 			answer, err = l.Release(ctx)
 		}

@@ -31,7 +31,7 @@ type Requests struct {
 	loaded  bool
 	next    uint64
 	own     map[uint64]slots.Own
-	running map[uint64]bool
+	running map[uint64]bool // whether the renter itself stops it
 }
 
 func newRequests(ledger *rental.Ledger, clock metering.Clock) *Requests {
@@ -73,7 +73,7 @@ func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 	if err := q.ledger.Store.AddRequest(ctx, q.ledger.ID, rental.Request{ID: int64(q.next), Started: started, Epoch: int64(q.epoch)}); err != nil {
 		return 0, err
 	}
-	q.own[q.next], q.running[q.next] = slots.Own{From: started, Epoch: q.epoch}, true
+	q.own[q.next], q.running[q.next] = slots.Own{From: started, Epoch: q.epoch}, false
 	return q.next, nil
 }
 
@@ -81,11 +81,21 @@ func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 func (q *Requests) End(id uint64, failed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if own, ok := q.own[id]; ok && q.running[id] {
-		own.To, own.Failed = q.clock.Now().Boot, failed
+	stopped, running := q.running[id]
+	if own, ok := q.own[id]; ok && running {
+		own.To, own.Failed = q.clock.Now().Boot, failed && !stopped
 		q.own[id] = own
 	}
 	delete(q.running, id)
+}
+
+// Stop notes, before the lease is given back, that the renter itself ends what runs: however that breaks off, it was aborted.
+func (q *Requests) Stop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for id := range q.running {
+		q.running[id] = true
+	}
 }
 
 // known is what is known now of each.
