@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
+	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/evidence"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 )
@@ -25,6 +26,7 @@ type Requests struct {
 	ledger *rental.Ledger
 	clock  metering.Clock
 	epoch  uint64
+	since  int64         // of this process, by that clock
 	Hurry  chan struct{} // a request was refused until more is paid
 
 	mu      sync.Mutex
@@ -36,11 +38,12 @@ type Requests struct {
 
 func newRequests(ledger *rental.Ledger, clock metering.Clock) *Requests {
 	sum := sha256.Sum256([]byte(clock.BootID()))
-	return &Requests{ledger: ledger, clock: clock, epoch: binary.BigEndian.Uint64(sum[:]) >> 1, Hurry: make(chan struct{}, 1),
+	return &Requests{ledger: ledger, clock: clock, epoch: binary.BigEndian.Uint64(sum[:]) >> 1, since: clock.Now().Boot, Hurry: make(chan struct{}, 1),
 		own: make(map[uint64]slots.Own), running: make(map[uint64]bool)}
 }
 
-// load takes up what an earlier process sent. How long that took is not known: until now at most. The caller holds mu.
+// load takes up what an earlier process sent. What ran when that died took until now at most: by the wall clock, after a reboot. The
+// caller holds mu.
 func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 	if q.loaded {
 		return nil
@@ -49,9 +52,16 @@ func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 	if err != nil {
 		return err
 	}
-	now := q.clock.Now().Boot
+	now := q.clock.Now()
 	for _, r := range sent {
-		q.own[uint64(r.ID)] = slots.Own{From: r.Started, To: max(r.Started, now), Epoch: uint64(r.Epoch)}
+		own := slots.Own{From: r.Started, To: max(r.Started, now.Boot), Epoch: uint64(r.Epoch), Failed: r.Failed}
+		switch {
+		case r.Ended != nil:
+			own.To = *r.Ended
+		case own.Epoch != q.epoch:
+			own.To = r.Started + max(0, now.Wall-r.Wall)
+		}
+		q.own[uint64(r.ID)] = own
 		q.next = max(q.next, uint64(r.ID))
 	}
 	if books != nil {
@@ -69,15 +79,16 @@ func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 		return 0, err
 	}
 	q.next = max(q.next, q.ledger.View().Row.Requested) + 1
-	started := q.clock.Now().Boot
-	if err := q.ledger.Store.AddRequest(ctx, q.ledger.ID, rental.Request{ID: int64(q.next), Started: started, Epoch: int64(q.epoch)}); err != nil {
+	started := q.clock.Now()
+	sent := rental.Request{ID: int64(q.next), Started: started.Boot, Epoch: int64(q.epoch), Wall: started.Wall}
+	if err := q.ledger.Store.AddRequest(ctx, q.ledger.ID, sent); err != nil {
 		return 0, err
 	}
-	q.own[q.next], q.running[q.next] = slots.Own{From: started, Epoch: q.epoch}, false
+	q.own[q.next], q.running[q.next] = slots.Own{From: started.Boot, Epoch: q.epoch}, false
 	return q.next, nil
 }
 
-// End notes that a request is over: its last byte is here, it was aborted, or it failed by no doing of ours.
+// End notes that a request is over, on disk too: its last byte is here, it was aborted, or it failed by no doing of ours.
 func (q *Requests) End(id uint64, failed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -85,8 +96,20 @@ func (q *Requests) End(id uint64, failed bool) {
 	if own, ok := q.own[id]; ok && running {
 		own.To, own.Failed = q.clock.Now().Boot, failed && !stopped
 		q.own[id] = own
+		if err := q.ledger.Store.EndRequest(context.Background(), q.ledger.ID, int64(id), own.To, own.Failed); err != nil {
+			boundlog.Warn(q.ledger.Wallet.Log, "how a request ended is not on disk: started anew, this renter takes it to have run until then", q.ledger.ID, err, "request", id)
+		}
 	}
 	delete(q.running, id)
+}
+
+// over reports whether a request ended so long ago that it is known by itself no more. Times of two clocks are not compared.
+func (q *Requests) over(own slots.Own) bool {
+	before := q.clock.Now().Boot - int64(folded)
+	if own.Epoch != q.epoch {
+		return q.since < before
+	}
+	return own.To < before
 }
 
 // Stop notes, before the lease is given back, that the renter itself ends what runs: however that breaks off, it was aborted.
@@ -161,8 +184,7 @@ func (l *checks) requests(ctx context.Context, rec metering.SignedRecord, docume
 		}
 		return nil, nil, l.Dispute(ctx, fmt.Errorf("lease %s, record %d: %w", rec.LeaseID, rec.Sequence, err), both)
 	}
-	now := l.Wallet.Clock.Now().Boot
-	checked = checked.Fold(func(id uint64, own slots.Own) bool { return own.To < now-int64(folded) })
+	checked = checked.Fold(func(_ uint64, own slots.Own) bool { return l.Requests.over(own) })
 	return &checked, known, nil
 }
 

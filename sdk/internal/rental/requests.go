@@ -12,13 +12,26 @@ type Request struct {
 	ID      int64 `db:"id"`
 	Started int64 `db:"started"` // nanoseconds of the host's clock
 	Epoch   int64 `db:"epoch"`   // of that clock
+	Wall    int64 `db:"wall"`    // when it was started, in unix nanoseconds
+
+	Ended  *int64 `db:"ended"` // by the same clock as Started; nil: it runs, or its process died
+	Failed bool   `db:"failed"`
 }
 
 // AddRequest puts a request on disk before it is sent: one that a record names and nobody knows is not paid.
 func (s Store) AddRequest(ctx context.Context, channel common.Hash, r Request) error {
 	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_requests (channel, id, started, epoch) VALUES (?, ?, ?, ?)`),
-			channel.Hex(), r.ID, r.Started, r.Epoch)
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_requests (channel, id, started, epoch, wall) VALUES (?, ?, ?, ?, ?)`),
+			channel.Hex(), r.ID, r.Started, r.Epoch, r.Wall)
+		return err
+	})
+}
+
+// EndRequest puts on disk how a request ended, unless a record has named it: who is started anew pays it no longer than it took.
+func (s Store) EndRequest(ctx context.Context, channel common.Hash, id, ended int64, failed bool) error {
+	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE rental_requests SET ended = ?, failed = ? WHERE channel = ? AND id = ?`),
+			ended, failed, channel.Hex(), id)
 		return err
 	})
 }
@@ -26,7 +39,7 @@ func (s Store) AddRequest(ctx context.Context, channel common.Hash, r Request) e
 // Requests are those of a channel that no record has named.
 func (s Store) Requests(ctx context.Context, channel common.Hash) (all []Request, err error) {
 	db := s.DB.View()
-	err = db.SelectContext(ctx, &all, db.Rebind(`SELECT id, started, epoch FROM rental_requests WHERE channel = ?`), channel.Hex())
+	err = db.SelectContext(ctx, &all, db.Rebind(`SELECT id, started, epoch, wall, ended, failed FROM rental_requests WHERE channel = ?`), channel.Hex())
 	return all, err
 }
 
