@@ -132,14 +132,23 @@ func (t *transport) send(r *http.Request, body []byte, token string) (*http.Resp
 	}
 	res, err := t.base.RoundTrip(out)
 	if err != nil {
-		requests.End(id, !aborted(r.Context(), err))
+		how := rental.Broken
+		if aborted(r.Context(), err) {
+			how = rental.Done
+		}
+		requests.End(id, how)
 		return nil, err
 	}
 	if refused := res.StatusCode >= 400 && isRefusal(res); refused || res.StatusCode >= 500 { // it was not served, or failed
-		requests.End(id, true)
+		how := rental.Errored
+		if res.StatusCode == http.StatusServiceUnavailable { // so the provider answers what it cuts off before its answer has begun
+			how = rental.Broken
+		}
+		requests.End(id, how)
 		return res, nil
 	}
-	res.Body = &measured{ReadCloser: res.Body, ctx: r.Context(), end: sync.OnceFunc(func() { requests.End(id, false) }), fail: sync.OnceFunc(func() { requests.End(id, true) })}
+	end := func(how rental.Ending) func() { return sync.OnceFunc(func() { requests.End(id, how) }) }
+	res.Body = &measured{ReadCloser: res.Body, ctx: r.Context(), end: end(rental.Done), fail: end(rental.Broken)}
 	return res, nil
 }
 

@@ -98,3 +98,37 @@ func TestRenterThatIsRebooted(t *testing.T) {
 		t.Errorf("%d are paid of 4000", paid)
 	}
 }
+
+// TestFailureIsNoLimit: an answer that is an error has failed, however much is unpaid and however small the deposit: no limit was reached.
+func TestFailureIsNoLimit(t *testing.T) {
+	for name, c := range map[string]struct {
+		credit  time.Duration
+		deposit string
+		restart bool
+	}{
+		"half of the credit":                             {credit: 8 * time.Second, deposit: "1.00"},
+		"a deposit of less than a quarter of the credit": {credit: time.Minute, deposit: "0.01"},
+		"a renter that is started anew":                  {credit: 8 * time.Second, deposit: "1.00", restart: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShop(t, func(s *sidecar.Config) { s.Provider.Share.Slots, s.Provider.Terms.Credit = 1, c.credit })
+			held := make(chan *provider.Request, 1)
+			s.cheat(func(w http.ResponseWriter, request *provider.Request) {
+				time.Sleep(3500 * time.Millisecond)
+				http.Error(w, "out of memory", http.StatusInternalServerError)
+				held <- request
+			})
+			g := s.guest(renter.Options{Deposit: c.deposit})
+			if status, _, _, err := g.post(t.Context(), ask{}); err != nil || status != http.StatusInternalServerError {
+				t.Fatal(status, err)
+			}
+			if c.restart {
+				g.stop()
+				<-g.ran
+				g.reopen(s)
+			}
+			(<-held).End(metering.RequestLimit, time.Now())
+			g.refusesToPay()
+		})
+	}
+}

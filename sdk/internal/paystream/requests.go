@@ -34,12 +34,13 @@ type Requests struct {
 	next    uint64
 	own     map[uint64]slots.Own
 	running map[uint64]bool // whether the renter itself stops it
+	errored map[uint64]bool // which no limit explains
 }
 
 func newRequests(ledger *rental.Ledger, clock metering.Clock) *Requests {
 	sum := sha256.Sum256([]byte(clock.BootID()))
 	return &Requests{ledger: ledger, clock: clock, epoch: binary.BigEndian.Uint64(sum[:]) >> 1, since: clock.Now().Boot, Hurry: make(chan struct{}, 1),
-		own: make(map[uint64]slots.Own), running: make(map[uint64]bool)}
+		own: make(map[uint64]slots.Own), running: make(map[uint64]bool), errored: make(map[uint64]bool)}
 }
 
 // load takes up what an earlier process sent. What ran when that died took until now at most: by the wall clock, after a reboot. The
@@ -54,7 +55,7 @@ func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 	}
 	now := q.clock.Now()
 	for _, r := range sent {
-		own := slots.Own{From: r.Started, To: max(r.Started, now.Boot), Epoch: uint64(r.Epoch), Failed: r.Failed}
+		own := slots.Own{From: r.Started, To: max(r.Started, now.Boot), Epoch: uint64(r.Epoch), Failed: r.Failed != rental.Done}
 		switch {
 		case r.Ended != nil:
 			own.To = *r.Ended
@@ -62,6 +63,9 @@ func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 			own.To = r.Started + max(0, now.Wall-r.Wall)
 		}
 		q.own[uint64(r.ID)] = own
+		if r.Failed == rental.Errored {
+			q.errored[uint64(r.ID)] = true
+		}
 		q.next = max(q.next, uint64(r.ID))
 	}
 	if books != nil {
@@ -89,14 +93,20 @@ func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 }
 
 // End notes that a request is over, on disk too: its last byte is here, it was aborted, or it failed by no doing of ours.
-func (q *Requests) End(id uint64, failed bool) {
+func (q *Requests) End(id uint64, how rental.Ending) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	stopped, running := q.running[id]
 	if own, ok := q.own[id]; ok && running {
-		own.To, own.Failed = q.clock.Now().Boot, failed && !stopped
+		if stopped {
+			how = rental.Done
+		}
+		own.To, own.Failed = q.clock.Now().Boot, how != rental.Done
 		q.own[id] = own
-		if err := q.ledger.Store.EndRequest(context.Background(), q.ledger.ID, int64(id), own.To, own.Failed); err != nil {
+		if how == rental.Errored {
+			q.errored[id] = true
+		}
+		if err := q.ledger.Store.EndRequest(context.Background(), q.ledger.ID, int64(id), own.To, how); err != nil {
 			boundlog.Warn(q.ledger.Wallet.Log, "how a request ended is not on disk: started anew, this renter takes it to have run until then", q.ledger.ID, err, "request", id)
 		}
 	}
@@ -135,6 +145,13 @@ func (q *Requests) known(ctx context.Context, books *slots.Books) (map[uint64]sl
 	return all, err
 }
 
+// cutOff reports whether a request that failed here may have been cut off at a limit: it was not answered with an error.
+func (q *Requests) cutOff(id uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.errored[id]
+}
+
 // forget drops those that were known and are in the books no more.
 func (q *Requests) forget(known map[uint64]slots.Own, books *slots.Books) {
 	q.mu.Lock()
@@ -142,6 +159,7 @@ func (q *Requests) forget(known map[uint64]slots.Own, books *slots.Books) {
 	for id := range known {
 		if _, ok := books.Own[id]; !ok {
 			delete(q.own, id)
+			delete(q.errored, id)
 		}
 	}
 }
@@ -171,7 +189,7 @@ func (l *checks) requests(ctx context.Context, rec metering.SignedRecord, docume
 	}
 	books.Own = maps.Clone(known)
 	for _, r := range rec.Evidence.Slots.Requests {
-		if own, ok := books.Own[r.ID]; ok && r.Outcome == metering.RequestLimit && limit {
+		if own, ok := books.Own[r.ID]; ok && r.Outcome == metering.RequestLimit && limit && l.Requests.cutOff(r.ID) {
 			own.Failed = false // it was cut off where the offer says
 			books.Own[r.ID] = own
 		}
@@ -189,7 +207,7 @@ func (l *checks) requests(ctx context.Context, rec metering.SignedRecord, docume
 }
 
 // atCredit reports whether a provider may have cut requests off by what a record says is owed then: at least a quarter of the credit is not
-// vouchered, or of the deposit is left. Two ticks of all requests that run are kept free of it, and another channel of ours may have a part.
+// vouchered, or less than that is left of the deposit, and less than a quarter of it. Two ticks of all requests that run are kept free of it, and another channel of ours may have a part.
 func (l *checks) atCredit(ctx context.Context, owed uint256.Int) (bool, error) {
 	paid, err := l.Payer.State(context.WithoutCancel(ctx), l.ID)
 	if err != nil {
@@ -198,5 +216,6 @@ func (l *checks) atCredit(ctx context.Context, owed uint256.Int) (bool, error) {
 	var quarter uint256.Int
 	quarter.Rsh(&l.credit, 2)
 	unpaid, left := u256.SaturatingSub(owed, paid.Signed), u256.SaturatingSub(l.Row.Deposit, owed)
-	return !unpaid.Lt(&quarter) || left.Lt(&quarter), nil
+	rest := *new(uint256.Int).Rsh(&l.Row.Deposit, 2)
+	return !unpaid.Lt(&quarter) || left.Lt(&quarter) && left.Lt(&rest), nil
 }

@@ -15,8 +15,18 @@ type Request struct {
 	Wall    int64 `db:"wall"`    // when it was started, in unix nanoseconds
 
 	Ended  *int64 `db:"ended"` // by the same clock as Started; nil: it runs, or its process died
-	Failed bool   `db:"failed"`
+	Failed Ending `db:"failed"`
 }
+
+// Ending is how a request ended here.
+type Ending int
+
+// A request is done or was aborted, broke off, or was answered with a server's error: which no limit explains.
+const (
+	Done Ending = iota
+	Broken
+	Errored
+)
 
 // AddRequest puts a request on disk before it is sent: one that a record names and nobody knows is not paid.
 func (s Store) AddRequest(ctx context.Context, channel common.Hash, r Request) error {
@@ -28,7 +38,7 @@ func (s Store) AddRequest(ctx context.Context, channel common.Hash, r Request) e
 }
 
 // EndRequest puts on disk how a request ended, unless a record has named it: who is started anew pays it no longer than it took.
-func (s Store) EndRequest(ctx context.Context, channel common.Hash, id, ended int64, failed bool) error {
+func (s Store) EndRequest(ctx context.Context, channel common.Hash, id, ended int64, failed Ending) error {
 	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, tx.Rebind(`UPDATE rental_requests SET ended = ?, failed = ? WHERE channel = ? AND id = ?`),
 			ended, failed, channel.Hex(), id)
