@@ -138,12 +138,15 @@ func (l *Lease) Stop(cause error) {
 	l.service.mu.Lock()
 	defer l.service.mu.Unlock()
 	for _, r := range l.requests {
+		if r.stopped.IsZero() {
+			r.stopped = time.Now()
+		}
 		r.cancel(cause)
 	}
 }
 
 // Close has the lease take no more requests, ends those that run, and waits until nothing of it is unsettled: no longer than patience, and
-// then what still runs costs nothing.
+// then what still runs is billed to when it was stopped.
 func (l *Lease) Close(cause error, patience time.Duration) {
 	s := l.service
 	s.mu.Lock()
@@ -163,8 +166,9 @@ func (l *Lease) Close(cause error, patience time.Duration) {
 	}
 	s.mu.Unlock()
 	for _, r := range stuck {
-		s.config.Log.Error("a request does not end with its lease: it is not billed", "lease", l.id, "request", r.ID)
-		r.End(metering.RequestFailed, time.Now())
+		outcome := r.Stopped()
+		s.config.Log.Error("a request does not end with its lease", "lease", l.id, "request", r.ID, "billed as", outcome)
+		r.End(outcome, r.stopped)
 	}
 }
 

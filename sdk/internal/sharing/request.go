@@ -17,9 +17,10 @@ type Request struct {
 	ID  uint64 // what its client calls it, or was given
 	Ctx context.Context
 
-	lease  *Lease
-	cancel context.CancelCauseFunc
-	once   sync.Once
+	lease   *Lease
+	cancel  context.CancelCauseFunc
+	stopped time.Time // when it was, first; guarded by the service's mu
+	once    sync.Once
 }
 
 // Unknown refuses a token that is no lease's here.

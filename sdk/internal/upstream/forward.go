@@ -93,10 +93,11 @@ func (c *Call) end(outcome Outcome, reason Reason) {
 	}
 }
 
-// cut ends the call, and what goes on of it.
+// cut ends the call, and what goes on of it: a write to a client that does not read, too.
 func (c *Call) cut(outcome Outcome, reason Reason) {
 	c.end(outcome, reason)
 	c.cancel()
+	c.out.End()
 }
 
 // late is the end of TotalTimeout. A client for whom the answer waited most of the time would otherwise have it for nothing.
