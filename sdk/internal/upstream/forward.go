@@ -202,7 +202,9 @@ func (c *Call) answered(res *http.Response) error {
 	case status >= 500:
 		c.end(Failed, ServerError)
 	case status < 300 && c.route.judged:
-		c.judge = newJudge(res.Header.Get("Content-Type"))
+		if c.judge = newJudge(res.Header.Get("Content-Type")); c.judge != nil {
+			c.judge.framed = res.ContentLength >= 0 || len(res.TransferEncoding) > 0
+		}
 	}
 	answer(res.Header)
 	c.handed, c.answer = true, res.ContentLength

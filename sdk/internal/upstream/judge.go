@@ -20,27 +20,37 @@ type judge struct {
 	data  []byte // of the event
 	begun bool   // whether the event has data
 
-	split func(*judge) // what to do at the end of a line; nil where the answer is one document
+	split  func(*judge) // what to do at the end of a line; nil where the answer is one document
+	framed bool         // whether who breaks off is seen without reading: the answer's length is known, or it comes in chunks
+	marked bool         // whether a byte order mark was looked for, before the first line
+	tail   byte         // the last one that is no space
+	closed bool         // whether the answer is over
 
-	failed bool // an error was reported
-	opened bool // it is a stream of a kind that has an end
-	ended  bool // an answer in it has ended
-	last   bool // nothing comes after
-	blind  bool // an event could not be read: it may have been the end
+	failed bool         // an error was reported
+	opened bool         // it is a stream of a kind that has an end
+	ended  map[int]bool // whether each choice in it has ended, by its index
+	last   bool         // nothing comes after
+	blind  bool         // an event could not be read: it may have been the end
+	torn   bool         // it is over in the middle of a line, or of a document
 }
+
+// maxChoices bounds the choices of an answer whose ends are looked at.
+const maxChoices = 1024
 
 // newJudge is nil for an answer that is not judged.
 func newJudge(contentType string) *judge {
 	kind, _, _ := mime.ParseMediaType(contentType)
+	j := &judge{framed: true, ended: make(map[int]bool)}
 	switch kind {
 	case "text/event-stream":
-		return &judge{split: (*judge).field}
+		j.split = (*judge).field
 	case "application/x-ndjson":
-		return &judge{split: (*judge).document}
+		j.split = (*judge).document
 	case "application/json":
-		return &judge{}
+	default:
+		return nil
 	}
-	return nil
+	return j
 }
 
 // read takes the next piece.
@@ -62,28 +72,54 @@ func (j *judge) read(p []byte) {
 		j.keep(p[:end])
 		j.cr = p[end] == '\r'
 		p = p[end+1:]
+		j.mark()
 		j.split(j)
 		j.line = j.line[:0]
 	}
 }
 
+// mark takes a byte order mark away.
+func (j *judge) mark() {
+	if !j.marked {
+		j.line = bytes.TrimPrefix(j.line, []byte("\xef\xbb\xbf"))
+	}
+	j.marked = true
+}
+
 // close is the end of the answer.
 func (j *judge) close() {
-	if j.split == nil || len(j.line) == 0 {
+	j.mark()
+	j.closed = true
+	switch {
+	case j.split == nil:
+		if whole := !j.long && json.Valid(j.line) || j.long && (j.tail == '}' || j.tail == ']'); !whole && !j.framed {
+			j.torn = true
+		}
 		j.document()
-	} else {
+	case len(j.line) > 0:
 		j.split(j)
 	}
 	j.line = j.line[:0]
 	j.dispatch()
 }
 
-// unfinished says whether a stream that is over has no end.
+// unfinished says whether an answer that is over has no end.
 func (j *judge) unfinished() bool {
-	return j.split != nil && j.opened && !j.ended && !j.last && !j.blind
+	if j.torn || j.split == nil || !j.opened || j.last || j.blind {
+		return j.torn && !j.last
+	}
+	for _, ended := range j.ended {
+		if !ended {
+			return true
+		}
+	}
+	return len(j.ended) == 0
 }
 
 func (j *judge) keep(p []byte) {
+	if text := bytes.TrimRight(p, " \t\r\n"); len(text) > 0 {
+		j.tail = text[len(text)-1]
+	}
 	if len(j.line)+len(p) > maxEvent {
 		p, j.long = p[:maxEvent-len(j.line)], true
 	}
@@ -132,6 +168,7 @@ type chunk struct {
 	Type    json.RawMessage `json:"type"`
 	Done    json.RawMessage `json:"done"`
 	Choices []struct {
+		Index        int             `json:"index"`
 		FinishReason json.RawMessage `json:"finish_reason"`
 	} `json:"choices"`
 }
@@ -146,6 +183,7 @@ func (j *judge) inspect(name string, data []byte) {
 	var c chunk
 	if len(data) > 0 && data[0] == '{' && isSyntax(json.Unmarshal(data, &c)) {
 		c = chunk{}
+		j.torn = j.torn || j.closed && !j.long && j.split != nil
 		j.blind = j.blind || j.long
 		j.failed = j.failed || j.long && beginsAsError(data)
 	}
@@ -159,7 +197,9 @@ func (j *judge) inspect(name string, data []byte) {
 	j.kind(kind)
 	for _, choice := range c.Choices {
 		j.opened = true
-		j.ended = j.ended || len(choice.FinishReason) > 0 && string(choice.FinishReason) != "null"
+		if _, known := j.ended[choice.Index]; known || len(j.ended) < maxChoices {
+			j.ended[choice.Index] = j.ended[choice.Index] || len(choice.FinishReason) > 0 && string(choice.FinishReason) != "null"
+		}
 	}
 	switch string(c.Done) {
 	case "false":
@@ -187,14 +227,14 @@ func isSyntax(err error) bool {
 	return err != nil && !mistyped
 }
 
-// says says whether a value of "error" reports one: an object or a text that is not empty. Servers that put the key into
+// says says whether a value of "error" reports one: true, or an object or a text that is not empty. Servers that put the key into
 // every answer have null there.
 func says(value json.RawMessage) bool {
 	if len(value) < 3 {
 		return false
 	}
 	switch value[0] {
-	case '"':
+	case '"', 't':
 		return true
 	case '{':
 		return len(bytes.TrimSpace(value[1:len(value)-1])) > 0

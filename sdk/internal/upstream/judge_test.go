@@ -67,6 +67,13 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"ended", ndjson, `{"response":"a","done":false}` + "\n" + `{"response":"","done":true}` + "\n"},
 		{"unfinished", sse, "data: " + chunkText + "\n\n"}, // ollama under OpenAI's API, whose model has failed
 		{"unfinished", sse, "event: message_start\ndata: {}\n\n"},
+		{"unfinished", sse, "data: " + chunkEnd + "\n\ndata: {\"cho"},
+		{"good", sse, "data: " + chunkEnd},
+		{"ended", sse, "data: " + chunkText + "\n\ndata: [DONE]"},
+		{"unfinished", ndjson, `{"response":"a","done":false}` + "\n" + `{"do`},
+		{"ended", ndjson, "\xef\xbb\xbf" + `{"done":true}`},
+		{"unfinished", sse, `data: {"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":null}]}` + "\n\n" + `data: {"choices":[{"index":0,"finish_reason":"stop"}]}` + "\n\n"},
+		{"good", sse, `data: {"choices":[{"index":1,"finish_reason":"stop"}]}` + "\n\n" + `data: {"choices":[{"index":0,"finish_reason":"stop"}]}` + "\n\n" + `data: {"choices":[],"usage":{}}` + "\n\n"},
 		{"unfinished", ndjson, `{"response":"a","done":false}` + "\n"},
 		{"good", ndjson, `{"response":"a","done":false}` + "\n" + `{"context":[` + strings.Repeat("1,", maxEvent) + `1],"done":true}` + "\n"}, // not seen, and not held against it
 		{"good", sse, "data: {\"type\":\"speech.audio.delta\"}\n\n"},
