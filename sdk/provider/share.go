@@ -90,11 +90,19 @@ func (p *Server) Slots() Slots { return Slots{p} }
 // and 402 names what has to be paid before the client asks again. The request's Ctx ends with ctx, and when the lease has used up what it
 // may owe.
 func (s Slots) Take(ctx context.Context, token string, id uint64) (*Request, error) {
-	return s.p.leases.Services.Take(ctx, token, id)
+	turn, err := s.Admit(token)
+	if err != nil {
+		return nil, err
+	}
+	return turn.Take(ctx, id)
 }
 
-// Knows refuses a token that is no lease's, before anything of its request is read.
-func (s Slots) Knows(token string) error { return s.p.leases.Services.Knows(token) }
+// Turn is a request that may be read and has no slot yet: its Take is Slots.Take, and its Leave gives it up.
+type Turn = sharing.Turn
+
+// Admit lets in a request before its body is read, which Take is too late for. It refuses a token that is no lease's, more requests a second
+// than a lease may send (429), and more at once that are read or wait than can have a slot soon (429).
+func (s Slots) Admit(token string) (*Turn, error) { return s.p.leases.Services.Admit(token) }
 
 // SetDown has nothing be served or rented of what is shared, for a reason that renters are told; nil: it is.
 func (s Slots) SetDown(why error) {

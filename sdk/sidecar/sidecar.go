@@ -93,10 +93,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if err := s.Slots().Knows(token); err != nil {
+	turn, err := s.Slots().Admit(token)
+	if err != nil {
 		s.Slots().Refuse(w, err)
 		return
 	}
+	defer turn.Leave()
 	id, err := requestID(r.Header)
 	if err != nil {
 		s.Slots().Refuse(w, err)
@@ -104,12 +106,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	call, _ := s.proxy.Accept(w, r.WithContext(ctx))
+	call, _ := s.proxy.Accept(w, r.WithContext(ctx), turn.Lease().Hex())
 	if call == nil { // it was answered
 		return
 	}
 	defer call.Release()
-	request, err := s.Slots().Take(ctx, token, id)
+	request, err := turn.Take(ctx, id)
 	if err != nil {
 		s.Slots().Refuse(w, err)
 		return

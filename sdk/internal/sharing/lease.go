@@ -37,6 +37,7 @@ type Lease struct {
 	rate    *rate.Limiter
 
 	requests map[uint64]*Request // that run; guarded by the service's mu
+	waiting  int                 // those that are read, or wait for a slot
 	closed   bool                // takes no more of them
 }
 

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -26,11 +28,18 @@ type Request struct {
 // Unknown refuses a token that is no lease's here.
 var Unknown = wire.Problem{Type: "about:blank", Title: "Unknown Token", Status: 401}
 
-// Take has a request take a slot of the lease that has the token. id is what its client calls it, once in a lease; zero: it is given
-// one. It waits for a slot for Limits.Wait, which costs nothing. Its refusals are problems: of a token that is not known, a
-// limit (429), what has to be paid first (402), and a service that does not work (503). ctx ends the request: its cause says why
-// (context.Cause of Request.Ctx).
-func (s *Service) Take(ctx context.Context, token string, id uint64) (*Request, error) {
+// Turn is a request that may be read, and has no slot yet. Whoever has it calls Leave, however it goes.
+type Turn struct {
+	lease *Lease
+	once  sync.Once
+}
+
+// inLine is how many requests of a lease may be read or wait for a slot beside as many as may run.
+const inLine = 16
+
+// Admit lets in a request of the lease that has the token, before its body is read: within the lease's rate, and while no more of them
+// wait than can have a slot soon.
+func (s *Service) Admit(token string) (*Turn, error) {
 	l := s.of(token)
 	if l == nil {
 		return nil, Unknown.With("no lease that runs here has this token")
@@ -38,6 +47,33 @@ func (s *Service) Take(ctx context.Context, token string, id uint64) (*Request, 
 	if !l.rate.Allow() {
 		return nil, wire.TooMany.With("this lease sends more than %v requests a second", s.config.Limits.Rate)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.waiting >= s.config.Limits.Concurrent+inLine {
+		return nil, wire.TooMany.With("%d requests of this lease are read or wait for a slot, and no more may: ask again", l.waiting)
+	}
+	l.waiting++
+	return &Turn{lease: l}, nil
+}
+
+// Lease is whose request it is.
+func (t *Turn) Lease() common.Hash { return t.lease.id }
+
+// Leave has it wait no more. It may be called more than once.
+func (t *Turn) Leave() {
+	t.once.Do(func() {
+		t.lease.service.mu.Lock()
+		defer t.lease.service.mu.Unlock()
+		t.lease.waiting--
+	})
+}
+
+// Take has a request take a slot. id is what its client calls it, once in a lease; zero: it is given one. It waits for a slot for
+// Limits.Wait, which costs nothing, and leaves. Its refusals are problems: of a lease that has ended, a limit (429), what has to be paid
+// first (402), and a service that does not work (503). ctx ends the request: its cause says why (context.Cause of Request.Ctx).
+func (t *Turn) Take(ctx context.Context, id uint64) (*Request, error) {
+	defer t.Leave()
+	l, s := t.lease, t.lease.service
 	if err := s.Fit(); err != nil {
 		return nil, err
 	}
@@ -82,7 +118,9 @@ func (l *Lease) take(ctx context.Context, id uint64) (*Request, <-chan struct{},
 	}
 	if id == 0 {
 		next, err := s.meter.NextID(l.id)
-		if err != nil {
+		if errors.Is(err, slots.ErrID) {
+			return nil, nil, wire.BadRequest.With("this lease has used the last number: rent another")
+		} else if err != nil {
 			return nil, nil, err
 		}
 		id = next

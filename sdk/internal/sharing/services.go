@@ -35,23 +35,13 @@ func (all Services) CanOpen(offer wire.SignedOffer, payer common.Address) error 
 	return s.CanOpen(payer)
 }
 
-// Knows is Unknown where no lease that runs here has the token.
-func (all Services) Knows(token string) error {
-	for _, s := range all {
-		if s.of(token) != nil {
-			return nil
-		}
-	}
-	return Unknown.With("no lease that runs here has this token")
-}
-
-// Take is Service.Take of the service whose lease has the token.
-func (all Services) Take(ctx context.Context, token string, id uint64) (*Request, error) {
+// Admit is Service.Admit of the service whose lease has the token.
+func (all Services) Admit(token string) (*Turn, error) {
 	err := error(Unknown.With("no lease that runs here has this token"))
 	for _, s := range all {
-		var r *Request
-		if r, err = s.Take(ctx, token, id); !errors.Is(err, &Unknown) {
-			return r, err
+		var t *Turn
+		if t, err = s.Admit(token); !errors.Is(err, &Unknown) {
+			return t, err
 		}
 	}
 	return nil, err

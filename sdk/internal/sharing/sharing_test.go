@@ -174,7 +174,7 @@ func (w *world) step(l *tenant) {
 	switch w.random.IntN(10) {
 	case 0, 1, 2: // a request
 		l.next++
-		r, err := w.service.Take(w.Context(), l.token, l.next)
+		r, err := take(w.Context(), w.service, l.token, l.next)
 		if err != nil {
 			return
 		}
@@ -246,28 +246,37 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := tokenOf(t, placed)
-	if _, err := w.service.Take(t.Context(), token+"0", 1); !errors.Is(err, &Unknown) {
+	if _, err := take(t.Context(), w.service, token+"0", 1); !errors.Is(err, &Unknown) {
 		t.Errorf("another token: %v", err)
 	}
 	owner.poor = true
-	if _, err := w.service.Take(t.Context(), token, 1); err == nil {
+	if _, err := take(t.Context(), w.service, token, 1); err == nil {
 		t.Error("who may owe no more is served")
 	}
 	owner.poor = false
-	r, err := w.service.Take(t.Context(), token, 1)
+	r, err := take(t.Context(), w.service, token, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.service.Take(t.Context(), token, 2); err == nil {
+	if _, err := take(t.Context(), w.service, token, 2); err == nil {
 		t.Error("two requests in one slot")
 	}
 	r.End(metering.RequestDone, time.Now())
-	if _, err := w.service.Take(t.Context(), token, 1); err == nil {
+	if _, err := take(t.Context(), w.service, token, 1); err == nil {
 		t.Error("one number for two requests")
 	}
 	lease.Close(ErrReleased, 0)
 	lease.Leave()
-	if _, err := w.service.Take(t.Context(), token, 3); !errors.Is(err, &Unknown) {
+	if _, err := take(t.Context(), w.service, token, 3); !errors.Is(err, &Unknown) {
 		t.Errorf("of a lease that has ended: %v", err)
 	}
+}
+
+// take is a request that is read at once.
+func take(ctx context.Context, s *Service, token string, id uint64) (*Request, error) {
+	turn, err := s.Admit(token)
+	if err != nil {
+		return nil, err
+	}
+	return turn.Take(ctx, id)
 }

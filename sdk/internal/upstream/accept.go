@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/internal/serve"
@@ -18,21 +19,23 @@ type Call struct {
 	w     http.ResponseWriter
 	r     *http.Request
 	route Route
+	from  string // who sent it
 	body  []byte
 	held  int64 // of the memory for bodies
 
 	state
 }
 
-// Accept takes a request in: it finds its route and reads its body. Where it returns no Call it has answered, and the Result says why.
-func (p *Proxy) Accept(w http.ResponseWriter, r *http.Request) (*Call, Result) {
+// Accept takes a request in: it finds its route and reads its body. from is who sent it, and gets no more of the memory for bodies than an
+// eighth, or one body. Where it returns no Call it has answered, and the Result says why.
+func (p *Proxy) Accept(w http.ResponseWriter, r *http.Request, from string) (*Call, Result) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(p.config.BodyTimeout))
 	route, ok := p.routes.match(r)
 	if !ok { // net/http reads a body that was not read, so that the connection can be used again
 		refuse(w, Route{}, http.StatusNotFound, NotServed)
 		return nil, Result{Outcome: Rejected, Reason: NotServed}
 	}
-	c := &Call{proxy: p, w: w, r: r, route: route}
+	c := &Call{proxy: p, w: w, r: r, route: route, from: from}
 	status, reason := c.read()
 	if reason == "" && route.Path == "/v1/responses" {
 		status, reason = http.StatusBadRequest, inBackground(c.body)
@@ -45,9 +48,27 @@ func (p *Proxy) Accept(w http.ResponseWriter, r *http.Request) (*Call, Result) {
 	return c, Result{}
 }
 
+// bodies counts the bytes of bodies that are kept.
+type bodies struct {
+	mu  sync.Mutex
+	all int64
+	of  map[string]int64 // by who sent them
+}
+
+// add counts n more of a sender's, or fewer, and returns what all have and what it has.
+func (b *bodies) add(from string, n int64) (all, own int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.all += n
+	if b.of[from] += n; b.of[from] == 0 {
+		delete(b.of, from)
+	}
+	return b.all, b.of[from]
+}
+
 // Release gives up a call that is not forwarded. It may be called more than once.
 func (c *Call) Release() {
-	c.proxy.bodies.Add(-c.held)
+	c.proxy.bodies.add(c.from, -c.held)
 	c.held, c.body = 0, nil
 }
 
@@ -74,8 +95,11 @@ func (c *Call) read() (status int, reason Reason) {
 	for {
 		n, err := io.CopyN(&all, body, piece)
 		c.held += n
-		if c.proxy.bodies.Add(n) > c.proxy.config.BodyMemory {
+		switch all, own := c.proxy.bodies.add(c.from, n); {
+		case all > c.proxy.config.BodyMemory:
 			return http.StatusServiceUnavailable, Busy
+		case own > max(c.proxy.config.BodyMemory/8, c.proxy.config.MaxBody):
+			return http.StatusTooManyRequests, TooMany
 		}
 		var large *http.MaxBytesError
 		switch {
@@ -113,7 +137,7 @@ func inBackground(body []byte) Reason {
 // refuse answers with an error in the shape that the route's clients read.
 func refuse(w http.ResponseWriter, route Route, status int, reason Reason) {
 	h := w.Header()
-	if status == http.StatusServiceUnavailable {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		h.Set("Retry-After", "1")
 	}
 	var problem any = map[string]any{"error": map[string]any{"message": reason, "type": "upstream", "code": status}}

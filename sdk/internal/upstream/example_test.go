@@ -31,7 +31,7 @@ func Example() {
 
 	ends := make(chan upstream.Result, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		call, rejected := proxy.Accept(w, r)
+		call, rejected := proxy.Accept(w, r, "lease")
 		if call == nil {
 			ends <- rejected
 			return

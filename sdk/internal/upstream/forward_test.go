@@ -288,7 +288,7 @@ func TestACallThatIsNotForwarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	call, _ := p.Accept(httptest.NewRecorder(), httptest.NewRequest("POST", chat, strings.NewReader("{}")))
+	call, _ := p.Accept(httptest.NewRecorder(), httptest.NewRequest("POST", chat, strings.NewReader("{}")), "lease")
 	if call == nil || p.bodies.Load() != 2 {
 		t.Fatal("it was not taken in")
 	}

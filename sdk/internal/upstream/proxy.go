@@ -99,7 +99,7 @@ type Proxy struct {
 	routes    routes
 	transport *http.Transport
 	reverse   *httputil.ReverseProxy
-	bodies    atomic.Int64 // bytes of bodies that are kept
+	bodies    bodies
 	pieces    pieces
 	began     time.Time
 	heard     atomic.Int64  // when the upstream sent something, since began
@@ -130,7 +130,7 @@ func New(config Config) (*Proxy, error) {
 		return nil, err
 	}
 	config.Credential = config.Credential.Clone()
-	p := &Proxy{config: config, target: target, began: time.Now(), doubt: make(chan struct{}, 1), every: probeEvery, patience: probeTimeout}
+	p := &Proxy{config: config, target: target, bodies: bodies{of: make(map[string]int64)}, began: time.Now(), doubt: make(chan struct{}, 1), every: probeEvery, patience: probeTimeout}
 	if p.routes, err = newRoutes(target.Path, config.APIs, config.Prefixes); err != nil {
 		return nil, err
 	}

@@ -54,6 +54,8 @@ const (
 	Background Reason = "work in the background is not passed on: leave out \"background\""
 	// Busy is of a body for which there is no memory now: 503.
 	Busy Reason = "too many requests are being read"
+	// TooMany is of a body of a client whose others take all of the memory that it may have: 429.
+	TooMany Reason = "too many requests of this client are being read"
 
 	// Unreachable is of a connection to the upstream that could not be made.
 	Unreachable Reason = "the upstream cannot be reached"
@@ -67,8 +69,8 @@ const (
 	TotalTimeout Reason = "the answer was not over in time"
 	// Broken is of an answer that broke off: its connection was reset, or it is shorter than it said.
 	Broken Reason = "the upstream broke off in the middle of its answer"
-	// Unfinished is of a stream that was closed in good order without what ends every stream of its kind. ollama ends one so under
-	// OpenAI's API whose model has failed.
+	// Unfinished is of a stream that was closed in good order without what ends every stream of its kind, or in the middle of a line:
+	// ollama ends one so under OpenAI's API whose model has failed. So is a document that the end of its connection cut.
 	Unfinished Reason = "the upstream's stream has no end"
 	// ErrorEvent is of a stream in which the upstream reported an error.
 	ErrorEvent Reason = "the upstream reported an error in its answer"

@@ -38,7 +38,7 @@ func rigAt(t testing.TB, url string, change func(*Config)) *rig {
 	t.Cleanup(proxy.Close)
 	g := &rig{proxy: proxy, results: make(chan Result, 2000)}
 	g.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		call, rejected := proxy.Accept(w, r)
+		call, rejected := proxy.Accept(w, r, r.RemoteAddr)
 		if call == nil {
 			g.results <- rejected
 			return
@@ -47,6 +47,12 @@ func rigAt(t testing.TB, url string, change func(*Config)) *rig {
 	}))
 	t.Cleanup(g.server.Close)
 	return g
+}
+
+// Load is how many bytes of bodies are kept.
+func (b *bodies) Load() int64 {
+	all, _ := b.add("", 0)
+	return all
 }
 
 const ownKey = "own-credential"
