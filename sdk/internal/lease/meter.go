@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/holiman/uint256"
+
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/sharing"
@@ -67,8 +69,18 @@ func (l *Lease) Observed() {
 		l.slots.Stop(sharing.ErrCredit)
 		l.Inbox.Wake()
 	}
-	if uint64(l.Meter.Allocated()) > v.Nanos {
+	if nanos := uint64(l.Meter.Allocated()); nanos > v.Nanos {
 		l.Credit.sampled(&l.Balance, &v)
+		l.Balance.write(nanos, &v)
+	}
+}
+
+// write has a record be made once half of the credit stands in none: several requests that end at once use more than Covers left for one.
+func (b *balance) write(nanos uint64, v *View) {
+	var most uint256.Int
+	most.Add(&v.Owed, most.Rsh(&b.MaxDebt, 1))
+	if owed, err := b.owedAt(nanos); err == nil && !owed.Lt(&most) {
+		b.Inbox.CutNow()
 	}
 }
 
