@@ -65,7 +65,7 @@ func connect(ctx context.Context, endpoint *url.URL) (*ethclient.Client, error) 
 		public := url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host}
 		client, err := rpc.DialOptions(ctx, public.String(), rpc.WithHTTPClient(&http.Client{
 			Timeout: requestTimeout,
-			Transport: &secretpath.Transport{Endpoint: endpoint, Base: http.DefaultTransport, Body: func(body io.ReadCloser) io.ReadCloser {
+			Transport: &secretpath.Transport{Endpoint: endpoint, Body: func(body io.ReadCloser) io.ReadCloser {
 				return &cappedBody{ReadCloser: body, host: endpoint.Host, left: maxBody}
 			}},
 			// A redirect would carry the secret to another host.

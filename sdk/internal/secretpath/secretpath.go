@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -17,7 +18,6 @@ import (
 // the host only.
 type Transport struct {
 	Endpoint *url.URL
-	Base     http.RoundTripper
 	Body     func(io.ReadCloser) io.ReadCloser // as it is read
 }
 
@@ -29,12 +29,30 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		password, _ := user.Password()
 		out.SetBasicAuth(user.Username(), password)
 	}
-	resp, err := t.Base.RoundTrip(out)
+	resp, err := connections(t.Endpoint).RoundTrip(out)
 	if err == nil {
 		resp.Body = t.Body(resp.Body)
 		err = t.scrub(resp)
 	}
 	return resp, err
+}
+
+// remote and local are the connections to endpoints. Who follows the chain, settles and begins leases asks at the same time: more than
+// Go's two connections are kept, each of which may have cost a TLS handshake. On one machine packing answers only costs time.
+var remote, local = keeping(false), keeping(true)
+
+func keeping(unpacked bool) *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.MaxIdleConnsPerHost, t.DisableCompression = 16, unpacked
+	return t
+}
+
+func connections(endpoint *url.URL) *http.Transport {
+	host := endpoint.Hostname()
+	if ip := net.ParseIP(host); host == "localhost" || ip.IsLoopback() {
+		return local
+	}
+	return remote
 }
 
 // maxScrubbed bounds what of an answer is searched for the secret: results are longer, and errors are not.
