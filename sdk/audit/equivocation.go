@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/eip712"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/metering"
@@ -86,19 +87,27 @@ func (p *Equivocation) Verify() (payee common.Address, err error) {
 		return payee, fmt.Errorf("%w: the first record is under offer %s, this is %s", ErrNotEquivocation, a.OfferHash, offer.Hash)
 	}
 	domain := metering.Domain(offer.ChainID, common.Address(offer.Escrow))
+	if x402 := metering.Domain(offer.ChainID, channel.BatchSettlementEscrow); signedBy(a, x402, meter) == nil { // no offer names that contract
+		domain = x402
+	}
 	for i, r := range p.Records {
-		signer, err := eip712.Recover(r.Digest(domain), r.Signature)
-		if err != nil {
+		if err := signedBy(r, domain, meter); err != nil {
 			return payee, fmt.Errorf("%w: record %d of the pair: %w", ErrNotEquivocation, i+1, err)
-		}
-		if signer != meter {
-			return payee, fmt.Errorf("%w: record %d of the pair is signed by %s, the payee's meter is %s", ErrNotEquivocation, i+1, signer, meter)
 		}
 	}
 	if a.Digest(domain) == b.Digest(domain) {
 		return payee, fmt.Errorf("%w: both are the same record", ErrNotEquivocation)
 	}
 	return common.Address(offer.Payee), nil
+}
+
+// signedBy says why a record is not signed by a meter, in the domain of a contract.
+func signedBy(r metering.SignedRecord, domain common.Hash, meter common.Address) error {
+	signer, err := eip712.Recover(r.Digest(domain), r.Signature)
+	if err == nil && signer != meter {
+		err = fmt.Errorf("it is signed by %s, the payee's meter is %s", signer, meter)
+	}
+	return err
 }
 
 // verifyBindings holds two bindings against each other, under whatever offers of the payee.
