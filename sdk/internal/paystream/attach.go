@@ -220,10 +220,7 @@ func Fitting(lease *wire.Lease) error {
 	case len(lease.Access) > maxAccess:
 		return fmt.Errorf("%w: %d bytes on how to reach the GPUs, at most %d are kept", peer.ErrProtocol, len(lease.Access), maxAccess)
 	}
-	var err error
-	if lease.Access, err = peer.PlainJSON(lease.Access); err != nil {
-		return fmt.Errorf("%w: how to reach the GPUs: %w", peer.ErrProtocol, err)
-	}
+	lease.Access = peer.PlainJSON(lease.Access)
 	return nil
 }
 

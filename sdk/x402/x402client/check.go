@@ -40,15 +40,12 @@ func (t *Rental) check(ctx context.Context, b *payment, document []byte) (Tick, 
 	if b.charge.Gt(&owed) || said.Charged.Int != b.charge { // what is over its ceiling is charged with the next
 		return Tick{}, nil, ticks.Violationf("%w: charged %s, its record adds %s", ErrOvercharged, b.charge.Dec(), owed.Dec())
 	}
-	access, err := peer.PlainJSON(said.Access)
-	if err != nil {
-		return Tick{}, nil, ticks.Violationf("%w: how to reach the GPUs: %w", peer.ErrProtocol, err)
-	}
 	if err := c.Accept(lease, *rec); err != nil {
 		return Tick{}, nil, err
 	}
 	return Tick{
-		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: access, State: peer.Printable(said.State), Charged: b.charge, Record: *rec,
+		Channel: b.id, Lease: said.LeaseID, Devices: lease.Devices, Access: peer.PlainJSON(said.Access), State: peer.Printable(said.State),
+		Charged: b.charge, Record: *rec,
 	}, rec, nil
 }
 
