@@ -255,3 +255,37 @@ func (c *partedClock) Now() metering.Instant {
 	now.Wall += c.wall + c.stood.Load()
 	return now
 }
+
+// TestRecordsBeforeTheLastMayTakeTheirTime: the records before the final one may come one by one, all of them later than one of them
+// may be. They are read, and all is paid.
+func TestRecordsBeforeTheLastMayTakeTheirTime(t *testing.T) {
+	t.Parallel()
+	const worth = 50 * time.Millisecond
+	m := testrig.NewMarket(t)
+	v := testrig.NewHostile(t, m, nil)
+	v.Script = func(*testrig.Stream) {}
+	config := renterrig.Config(t, m, m.Payer)
+	config.Patience, config.Tolerance = time.Second, time.Second
+	l, err := renterrig.Open(t, config).Rent(t.Context(), v.Server.URL, renter.Options{Deposit: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meter := v.NewStream(nil, l.ID())
+	before := []metering.SignedRecord{meter.Next(worth), meter.Next(worth), meter.Next(worth), meter.Next(worth)}
+	last := meter.Resign(meter.Next(worth), func(r *metering.SignedRecord) { r.Final = true })
+	v.Mu.Lock()
+	v.Final = func() metering.SignedRecord { return last }
+	v.Script = func(p *testrig.Stream) {
+		for _, rec := range before {
+			time.Sleep(config.Patience * 3 / 8)
+			p.Usage(rec)
+		}
+	}
+	v.Mu.Unlock()
+	if _, err := l.Close(t.Context()); !errors.Is(err, peer.ErrRefused) { // this provider does not close
+		t.Errorf("Close: %v", err)
+	}
+	if s := l.Snapshot(); s.Owed.Uint64() != 5*testrig.HostilePrice/20 || s.Paid != s.Owed {
+		t.Errorf("%s owed and %s paid of %d", s.Owed.Dec(), s.Paid.Dec(), 5*testrig.HostilePrice/20)
+	}
+}

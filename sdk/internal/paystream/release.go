@@ -18,8 +18,8 @@ import (
 )
 
 // releaseWait is how long each of the records before the final one may take to
-// come over the stream after the lease was released; all of them together may
-// take as long as Patience, where that is more.
+// come over the stream after the lease was released, or Patience, where that is
+// less; all of them together may take the longer of the two.
 const releaseWait = 5 * time.Second
 
 // StopClock ends, on disk with what is saved next, the time that is paid: the lease is being given back, or its provider says that
@@ -135,7 +135,8 @@ func (l *leaseStream) drain(outer context.Context, last uint64) error {
 	}
 	ctx, cancel := context.WithTimeout(outer, max(releaseWait, l.Wallet.Patience))
 	defer cancel()
-	wait := time.NewTimer(releaseWait)
+	each := min(releaseWait, l.Wallet.Patience)
+	wait := time.NewTimer(each)
 	defer wait.Stop()
 	for l.Row.Checker.Sequence < last {
 		select {
@@ -153,7 +154,7 @@ func (l *leaseStream) drain(outer context.Context, last uint64) error {
 			if err := l.Check(outer, e.Data); err != nil {
 				return err
 			}
-			wait.Reset(releaseWait) // a database from long ago has many to read
+			wait.Reset(each) // a database from long ago has many to read
 		}
 	}
 	return nil
