@@ -350,13 +350,17 @@ func TestX402ClientsOfOneRenterTakeTurns(t *testing.T) {
 	}
 }
 
-// ahead is an endpoint whose blocks are from the future.
+// ahead is an endpoint whose blocks are from the future, or that does not say when they are from.
 type ahead struct {
 	chain.Backend
-	by time.Duration
+	by     time.Duration
+	silent bool
 }
 
 func (a *ahead) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, error) {
+	if a.silent {
+		return nil, chain.ErrUnreachable
+	}
 	head, err := a.Backend.HeaderByNumber(ctx, n)
 	if err == nil {
 		head = types.CopyHeader(head)
@@ -366,7 +370,7 @@ func (a *ahead) HeaderByNumber(ctx context.Context, n *big.Int) (*types.Header, 
 }
 
 // TestX402LyingClock: an endpoint that lies about the time, and a clock of our own that is wrong, have no deposit signed that
-// is good for long, and none beside one that is still good.
+// is good for long, and none beside one that is still good. One that does not say the time has none signed.
 func TestX402LyingClock(t *testing.T) {
 	const years = 10 * 365 * 24 * time.Hour
 	s := newStall(t, testrig.NewX402Market(t))
@@ -378,7 +382,11 @@ func TestX402LyingClock(t *testing.T) {
 			t.Errorf("%s: %v, %d payments", lying.by, err, len(s.Paid))
 		}
 	}
-	lying.by = 0
+	lying.by, lying.silent = 0, true
+	if _, err := s.get(x); !errors.Is(err, chain.ErrUnreachable) || len(s.Paid) != 0 {
+		t.Errorf("an endpoint that does not say the time: %v, %d payments", err, len(s.Paid))
+	}
+	lying.silent = false
 	s.Instead = func(_ *testrig.Seller, w http.ResponseWriter, _ x402.PaymentPayload) bool {
 		w.WriteHeader(http.StatusBadGateway)
 		return true

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -364,10 +365,11 @@ func TestEvidenceHoldsNoAccess(t *testing.T) {
 	}
 }
 
-// TestTicksNeedANamedMeter: a renter pays no ticks under an offer that names no meter: nothing of x402 says whose key signs.
-func TestTicksNeedANamedMeter(t *testing.T) {
+// TestTicksNeedTheirOffer: a renter pays no ticks under an offer that names no meter, since nothing of x402 says whose key signs, and
+// none under that of another class than was asked for.
+func TestTicksNeedTheirOffer(t *testing.T) {
+	t.Parallel()
 	m := testrig.NewMarket(t)
-	v := testrig.NewHostileNodes(t, m)
 	w, err := wallet.Open(t.Context(), wallet.Config{
 		Chain: wallet.Chain{Backend: m.Backend}, Token: m.Token, Key: channel.NewKey(m.Payer), Database: filepath.Join(t.TempDir(), "renter.db"),
 		Caps: wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited}, Log: slog.New(slog.DiscardHandler),
@@ -377,7 +379,13 @@ func TestTicksNeedANamedMeter(t *testing.T) {
 	}
 	defer w.Close()
 	x := &Client{w: w} // on a chain without x402's contract
-	if _, err := x.Rent(t.Context(), v.Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
-		t.Errorf("%v", err)
+	if _, err := x.Rent(t.Context(), testrig.NewHostileNodes(t, m).Server.URL, 1); !errors.Is(err, peer.ErrOffer) {
+		t.Errorf("an offer without a meter: %v", err)
+	}
+	other := testrig.NewHostile(t, m, func(o *wire.Offer) {
+		o.Version, o.Class = 2, &wire.Class{ID: "a100", Model: "Simulated A100", MemoryBytes: 80 << 30}
+	})
+	if _, err := x.RentClass(t.Context(), other.Server.URL, "h100", 1); !errors.Is(err, peer.ErrOffer) || !strings.Contains(err.Error(), `those of class "a100"`) {
+		t.Errorf("an offer of another class: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -124,6 +125,19 @@ func TestX402StallIsHonest(t *testing.T) {
 	}
 	if err := x402.Match(s.Paid[4].Accepted, s.Offer); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestX402PaysOnlyItself: a request that carries a payment already is refused, and whoever asked hears why.
+func TestX402PaysOnlyItself(t *testing.T) {
+	t.Parallel()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set(x402.HeaderSignature, "paid")
+	if _, err := new(Client).RoundTrip(req); err == nil || !strings.Contains(err.Error(), x402.HeaderSignature) {
+		t.Errorf("%v", err)
 	}
 }
 

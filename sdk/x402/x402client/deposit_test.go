@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math/big"
+	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/sdk/chain"
+	testrig "github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/wallet"
 	"github.com/gpupay/gpupay/sdk/x402"
 )
@@ -88,5 +91,47 @@ func TestX402BooksWhatItSees(t *testing.T) {
 	b := &ledger{x: n.x, id: n.account().ID}
 	if _, _, err := b.observe(t.Context()); !errors.Is(err, errFull) {
 		t.Errorf("%v", err)
+	}
+}
+
+// hiccup is an endpoint that may not answer the next question about a contract.
+type hiccup struct {
+	chain.Backend
+	next atomic.Bool
+}
+
+func (h *hiccup) CallContract(ctx context.Context, call ethereum.CallMsg, block *big.Int) ([]byte, error) {
+	if h.next.Swap(false) {
+		return nil, chain.ErrUnreachable
+	}
+	return h.Backend.CallContract(ctx, call, block)
+}
+
+// TestX402DepositThatCannotBeLookedFor: a deposit that was used, of which the endpoint does not say whether it arrived, is not sent
+// again, nor counted a second time; the next request looks again, and needs none.
+func TestX402DepositThatCannotBeLookedFor(t *testing.T) {
+	t.Parallel()
+	s := newStall(t, testrig.NewX402Market(t))
+	x := s.client(stallCaps, stallOptions)
+	s.Instead = func(s *testrig.Seller, w http.ResponseWriter, p x402.PaymentPayload) bool {
+		s.Bank(p)
+		w.WriteHeader(http.StatusBadGateway)
+		return true
+	}
+	if resp, err := s.get(x); err != nil || resp.StatusCode != http.StatusBadGateway {
+		t.Fatal(resp, err)
+	}
+	s.Instead = nil
+	endpoint := &hiccup{Backend: s.Backend}
+	var err error
+	if x.escrow, err = chain.NewBatchSettlement(t.Context(), endpoint); err != nil {
+		t.Fatal(err)
+	}
+	endpoint.next.Store(true)
+	if _, err := s.get(x); !errors.Is(err, chain.ErrUnreachable) || len(s.Paid) != 1 {
+		t.Errorf("%v, %d payments", err, len(s.Paid))
+	}
+	if s.buy(x); s.Paid[len(s.Paid)-1].Payload.Deposit != nil {
+		t.Error("the deposit was sent again")
 	}
 }
