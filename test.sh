@@ -218,9 +218,9 @@ suite() {
 	gotest "$@" -p 2 -parallel 4 -timeout 35m $packages || again "$@"
 }
 
-# What the race detector would see little of and slow much: packages that start programs, which are built without it, and tables whose
-# cases come one after the other.
-programs='/internal/(crash|e2e|fleet|nemesis|programs|readme)$'
+# What the race detector would see little of and slow much: packages that start programs, which are built without it, packages in which
+# nothing happens at the same time, and tables whose cases come one after the other.
+apart='/(internal/(crash|e2e|fleet|interop|nemesis|programs|readme|routesim)|metering/verify|sdk/internal/billed|sdk/route/sim)$'
 tables='^(TestCrashAnywhere|TestEndpointMisbehaves|TestEveryFieldOfWhatAProviderSends|TestRenterOfTwoEndpoints|TestTamperedBundle)$'
 
 # What only computes, on values of its own, and is nobody's here: to search it for races costs half of the processor's time. It is compiled
@@ -234,7 +234,7 @@ done
 
 # racing runs all other tests.
 racing() {
-	suite "./sdk/provider ./sdk/renter $(go list ./... | grep -vE "$programs")" -race "${unsearched[@]}" -skip "$tables|^TestListIsCurrent\$"
+	suite "./sdk/provider ./sdk/renter $(go list ./... | grep -vE "$apart")" -race "${unsearched[@]}" -skip "$tables|^TestListIsCurrent\$"
 }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
@@ -419,7 +419,7 @@ if [[ $mode == quick ]]; then
 else
 	step "go test -race" racing
 	step "go test, tables" suite "./sdk/renter ./sdk/provider" -run "$tables"
-	step "go test, programs" suite "$(go list ./... | grep -E "$programs")"
+	step "go test, apart" suite "$(go list ./... | grep -E "$apart")"
 	step "model" model
 	step "certificates" certificates
 	step "benchmarks" benchmarks -race "${unsearched[@]}"
