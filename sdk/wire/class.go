@@ -1,6 +1,11 @@
 package wire
 
-import "github.com/gpupay/gpupay/metering"
+import (
+	"time"
+
+	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/metering"
+)
 
 // Class is the kind of devices that an offer sells: one price for any of them. A
 // lease under the offer is billed for devices of it alone; a record of others is
@@ -81,8 +86,56 @@ func (c Class) check() error {
 // from its acceptance to its last byte, and a slot's second costs GPUs/Slots of a
 // GPU-second. So all renters' bills together are at most what the GPUs cost.
 type Share struct {
-	GPUs  uint32 `json:"gpus"`  // that each request uses: 1 to metering.MaxGPUs
-	Slots uint32 `json:"slots"` // requests at once, of all leases together: 1 to metering.MaxSlots
+	GPUs uint32 `json:"gpus"` // that each request uses: 1 to metering.MaxGPUs
+	// MaxSeconds is how long a request runs at most, in whole seconds from its acceptance: 1 to MaxRequestSeconds. The provider ends one
+	// that answers for longer, and bills it until then as metering.RequestLimit. Zero is an offer that does not say: its key is left out, and
+	// nothing that ended by a time is billed under it.
+	MaxSeconds uint32 `json:"maxSeconds,omitempty"`
+	Slots      uint32 `json:"slots"` // requests at once, of all leases together: 1 to metering.MaxSlots
+}
+
+// MaxRequestSeconds bounds Share.MaxSeconds: a day.
+const MaxRequestSeconds = 24 * 60 * 60
+
+// UnmarshalJSON reads a share with exact keys. One that names no longest time leaves the key out: a zero is refused.
+func (s *Share) UnmarshalJSON(b []byte) error {
+	var read struct {
+		GPUs       uint32  `json:"gpus"`
+		MaxSeconds *uint32 `json:"maxSeconds"`
+		Slots      uint32  `json:"slots"`
+	}
+	if err := exactjson.Unmarshal(b, &read); err != nil {
+		return err
+	}
+	*s = Share{GPUs: read.GPUs, Slots: read.Slots}
+	if read.MaxSeconds == nil {
+		return nil
+	}
+	if s.MaxSeconds = *read.MaxSeconds; s.MaxSeconds == 0 {
+		return malformed("offer has requests that run for no time: leave out maxSeconds where it names none")
+	}
+	return nil
+}
+
+// MaxTime is the longest time of a request by the offer, zero where it names none.
+func (s *Share) MaxTime() time.Duration {
+	if s == nil {
+		return 0
+	}
+	return time.Duration(s.MaxSeconds) * time.Second
+}
+
+func (s *Share) check(gpus int) error {
+	if err := s.metering().Validate(); err != nil {
+		return malformed("offer: %v", err)
+	}
+	switch {
+	case int(s.GPUs) > gpus:
+		return malformed("offer shares %d GPUs and has %d", s.GPUs, gpus)
+	case s.MaxSeconds > MaxRequestSeconds:
+		return malformed("offer has requests that run for up to %d s, at most %d are taken", s.MaxSeconds, MaxRequestSeconds)
+	}
+	return nil
 }
 
 func (s *Share) metering() metering.Share {

@@ -200,12 +200,7 @@ func (o Offer) check() error {
 		}
 	}
 	if o.Share != nil {
-		if err := o.Share.metering().Validate(); err != nil {
-			return malformed("offer: %v", err)
-		}
-		if int(o.Share.GPUs) > gpus {
-			return malformed("offer shares %d GPUs and has %d", o.Share.GPUs, gpus)
-		}
+		return o.Share.check(gpus)
 	}
 	return nil
 }
