@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
+	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/internal/sharedcredit"
 	"github.com/gpupay/gpupay/sdk/wallet"
@@ -59,7 +60,13 @@ func (r *Client) recall(ctx context.Context) error {
 	}
 	for _, row := range rows {
 		offer, err := wire.ParseOffer(row.Offer)
-		if err != nil || row.Phase != rental.PhaseRunning {
+		if err != nil {
+			continue
+		}
+		if err := r.owes(ctx, row, offer); err != nil {
+			return err
+		}
+		if row.Phase != rental.PhaseRunning {
 			continue
 		}
 		if price, err := offer.Price(); err == nil {
@@ -72,6 +79,21 @@ func (r *Client) recall(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// owes counts what an earlier process may owe on a channel.
+func (r *Client) owes(ctx context.Context, row rental.Row, offer wire.SignedOffer) error {
+	if row.Closed != nil {
+		return paystream.Recall(ctx, r.store, r.w.Clock, row, channel.PayerState{Settled: row.Closed.Settled}, offer, &r.credits)
+	}
+	paid, err := r.w.Payer(channel.EscrowDomain(row.Terms.ChainID, row.Terms.Escrow)).State(ctx, row.Terms.ID())
+	if errors.Is(err, channel.ErrUnknown) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return paystream.Recall(ctx, r.store, r.w.Clock, row, paid, offer, &r.credits)
 }
 
 // payer signs vouchers in one escrow, within the caps.

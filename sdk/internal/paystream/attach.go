@@ -118,6 +118,8 @@ func (l *leaseStream) First(ctx context.Context) error {
 			return err
 		}
 		l.delivered = l.taken(paid.Signed, lease.Voucher)
+		l.Requests.hears(l.delivered, l.Row.Deposit)
+		l.credits.With(l.Terms).Count(l.ID, l.Requests)
 		if err := l.remember(ctx, lease.Voucher); err != nil {
 			return err
 		}
@@ -164,6 +166,7 @@ func (l *leaseStream) remember(ctx context.Context, held *wire.HeldVoucher) erro
 		return err
 	}
 	l.delivered, l.counted = voucher.Cumulative, voucher.Cumulative
+	l.Requests.hears(l.delivered, l.Row.Deposit)
 	l.Show(ctx)
 	l.Wallet.Log.Warn("provider has a newer voucher of ours than this database, which was restored from a backup: it counts as signed",
 		"channel", l.ID, "cumulative", voucher.Cumulative.Dec(), "known", paid.Signed.Dec())

@@ -92,9 +92,9 @@ func (l *checks) Check(ctx context.Context, document []byte) error {
 		return errors.Join(err, l.Forget())
 	}
 	l.Row = row
-	l.Requests.forget(known, row.Books)
 	l.hear()
 	l.Show(ctx)
+	l.Requests.forget(known, row.Books) // what others see owed counts them by now
 	return nil
 }
 

@@ -105,7 +105,9 @@ func (l *checks) agree(offer wire.SignedOffer) (err error) {
 	if l.Price, err = offer.Price(); err != nil {
 		return err
 	}
-	l.credit, err = l.Price.Charge(offer.Credit * uint64(time.Second))
+	if l.credit, err = l.Price.Charge(offer.Credit * uint64(time.Second)); err == nil {
+		l.Requests.agree(offer.Offer, l.Row.GPUs, l.Price, l.credit, l.credits.With(l.Terms))
+	}
 	return err
 }
 

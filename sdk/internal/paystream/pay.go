@@ -182,6 +182,7 @@ func (l *Lease) accepted(ctx context.Context, message []byte) error {
 func (l *Lease) has(cumulative uint256.Int) {
 	fault.Point(fault.VoucherDelivered)
 	l.delivered = cumulative
+	l.Requests.hears(cumulative, l.Row.Deposit)
 	l.Wallet.Log.Debug("paid", "channel", l.ID, "cumulative", cumulative.Dec())
 }
 

@@ -10,9 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/holiman/uint256"
-
-	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/slots"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
@@ -35,6 +32,7 @@ type Requests struct {
 	own     map[uint64]slots.Own
 	running map[uint64]bool // whether the renter itself stops it
 	errored map[uint64]bool // which no limit explains
+	limits  limits
 }
 
 func newRequests(ledger *rental.Ledger, clock metering.Clock) *Requests {
@@ -53,8 +51,18 @@ func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 	if err != nil {
 		return err
 	}
+	q.sent(sent)
+	if books != nil {
+		q.next = max(q.next, books.Folded.Highest)
+	}
+	q.loaded = true
+	return nil
+}
+
+// sent takes up requests that are on disk.
+func (q *Requests) sent(before []rental.Request) {
 	now := q.clock.Now()
-	for _, r := range sent {
+	for _, r := range before {
 		own := slots.Own{From: r.Started, To: max(r.Started, now.Boot), Epoch: uint64(r.Epoch), Failed: r.Failed != rental.Done}
 		switch {
 		case r.Ended != nil:
@@ -68,11 +76,6 @@ func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 		}
 		q.next = max(q.next, uint64(r.ID))
 	}
-	if books != nil {
-		q.next = max(q.next, books.Folded.Highest)
-	}
-	q.loaded = true
-	return nil
 }
 
 // Begin numbers a request, on disk, before it is sent.
@@ -92,8 +95,12 @@ func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 	return q.next, nil
 }
 
-// End notes that a request is over, on disk too: its last byte is here, it was aborted, or it failed by no doing of ours.
+// End notes that a request is over, on disk too: its last byte is here, it was aborted, or it failed by no doing of ours. What broke off where
+// no limit was near failed as much as what was answered with an error.
 func (q *Requests) End(id uint64, how rental.Ending) {
+	if how == rental.Broken && !q.limited(id) {
+		how = rental.Errored
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	stopped, running := q.running[id]
@@ -145,11 +152,13 @@ func (q *Requests) known(ctx context.Context, books *slots.Books) (map[uint64]sl
 	return all, err
 }
 
-// cutOff reports whether a request that failed here may have been cut off at a limit: it was not answered with an error.
+// cutOff reports whether a request may have been ended at a limit: it broke off where one was near, or would now.
 func (q *Requests) cutOff(id uint64) bool {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	return !q.errored[id]
+	_, runs := q.running[id]
+	errored := q.errored[id]
+	q.mu.Unlock()
+	return !errored && (!runs || q.limited(id))
 }
 
 // forget drops those that were known and are in the books no more.
@@ -183,14 +192,10 @@ func (l *checks) requests(ctx context.Context, rec metering.SignedRecord, docume
 	if l.Row.Books != nil {
 		books = *l.Row.Books
 	}
-	limit, err := l.atCredit(ctx, rec.Owed)
-	if err != nil {
-		return nil, nil, err
-	}
 	books.Own = maps.Clone(known)
 	for _, r := range rec.Evidence.Slots.Requests {
-		if own, ok := books.Own[r.ID]; ok && r.Outcome == metering.RequestLimit && limit && l.Requests.cutOff(r.ID) {
-			own.Failed = false // it was cut off where the offer says
+		if own, ok := books.Own[r.ID]; ok && r.Outcome == metering.RequestLimit {
+			own.Failed = !l.Requests.cutOff(r.ID)
 			books.Own[r.ID] = own
 		}
 	}
@@ -204,18 +209,4 @@ func (l *checks) requests(ctx context.Context, rec metering.SignedRecord, docume
 	}
 	checked = checked.Fold(func(_ uint64, own slots.Own) bool { return l.Requests.over(own) })
 	return &checked, known, nil
-}
-
-// atCredit reports whether a provider may have cut requests off by what a record says is owed then: at least a quarter of the credit is not
-// vouchered, or less than that is left of the deposit, and less than a quarter of it. Two ticks of all requests that run are kept free of it, and another channel of ours may have a part.
-func (l *checks) atCredit(ctx context.Context, owed uint256.Int) (bool, error) {
-	paid, err := l.Payer.State(context.WithoutCancel(ctx), l.ID)
-	if err != nil {
-		return false, err
-	}
-	var quarter uint256.Int
-	quarter.Rsh(&l.credit, 2)
-	unpaid, left := u256.SaturatingSub(owed, paid.Signed), u256.SaturatingSub(l.Row.Deposit, owed)
-	rest := *new(uint256.Int).Rsh(&l.Row.Deposit, 2)
-	return !unpaid.Lt(&quarter) || left.Lt(&quarter) && left.Lt(&rest), nil
 }

@@ -21,7 +21,8 @@ type Request struct {
 // Ending is how a request ended here.
 type Ending int
 
-// A request is done or was aborted, broke off, or was answered with a server's error: which no limit explains.
+// A request is done or was aborted, broke off near a limit at which its provider may end it, or failed: it was answered with a server's error,
+// or broke off far from any limit.
 const (
 	Done Ending = iota
 	Broken

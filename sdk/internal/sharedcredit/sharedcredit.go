@@ -34,6 +34,31 @@ type creditor struct {
 type Credit struct {
 	sync.Mutex
 	channels map[common.Hash]*Use
+
+	debtors sync.Map // Debtor, by channel
+}
+
+// Debtor is a channel whose payer owes on it.
+type Debtor interface {
+	// Unpaid is what may be owed now by the payer's own measure, beyond what the payee is known to have, in base units. It is false where
+	// nothing will be any more. It asks no Credit.
+	Unpaid() (debt uint256.Int, counts bool)
+}
+
+// Count has a channel's debt count in Unpaid, in place of what counted of it before.
+func (c *Credit) Count(id common.Hash, of Debtor) { c.debtors.Store(id, of) }
+
+// Unpaid is what may be owed on all channels together. An honest payee ends nothing that it serves while the credit covers that, and may
+// end all of it where it does not, on channels that owe little too.
+func (c *Credit) Unpaid() (sum uint256.Int) {
+	c.debtors.Range(func(id, of any) bool {
+		debt, counts := of.(Debtor).Unpaid()
+		if sum.Add(&sum, &debt); !counts {
+			c.debtors.CompareAndDelete(id, of)
+		}
+		return true
+	})
+	return sum
 }
 
 // Use is a channel's part. Amounts are base units.
