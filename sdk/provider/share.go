@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
@@ -23,11 +24,18 @@ type Share struct {
 	Slots int
 	// GPUs is how many each request uses: all that are shared, 1 to 64. So many as are there when the provider starts if zero.
 	GPUs int
+	// MaxTime is how long a request runs at most, whole seconds from when it takes its slot: 1 s to a day; MaxRequestTime if zero. Offers
+	// name it, as wire.Share.MaxSeconds: a request that is answered for longer ends there, and is paid up to there. Without such a bound an
+	// answer without an end would hold a slot for nothing.
+	MaxTime time.Duration
 	// LeasesPerPayer is how many leases of one payer may be open; 4 if zero.
 	LeasesPerPayer int
 	// RequestsPerLease is how many requests of one lease may run at once; as many as there are slots if zero.
 	RequestsPerLease int
 }
+
+// MaxRequestTime is how long a request runs at most where its Share does not say.
+const MaxRequestTime = 30 * time.Minute
 
 // Request is a request of a lease that shares GPUs, while it holds a slot: whoever took it calls End.
 type Request = sharing.Request
@@ -47,6 +55,8 @@ func (c Config) checkShares() error {
 		case s == Share{}:
 		case s.Slots < 1 || s.Slots > metering.MaxSlots || s.GPUs < 0 || s.GPUs > metering.MaxGPUs || s.LeasesPerPayer < 0 || s.RequestsPerLease < 0:
 			return fmt.Errorf("provider: Share: %d slots on %d GPUs: from 1 to %d and from 1 to %d can be shared, and no limit is negative", s.Slots, s.GPUs, metering.MaxSlots, metering.MaxGPUs)
+		case s.MaxTime < 0 || s.MaxTime > wire.MaxRequestSeconds*time.Second || s.MaxTime%time.Second != 0:
+			return fmt.Errorf("provider: Share: MaxTime (%s) must be whole seconds, up to %s", s.MaxTime, wire.MaxRequestSeconds*time.Second)
 		case len(c.Nodes.Links) > 0:
 			return errors.New("provider: Share: GPUs are shared where they are metered, and nodes share none: leave Nodes.Links empty")
 		case strings.Contains(c.Database, "://"):
@@ -67,6 +77,7 @@ func (p *Server) share() error {
 		if s.GPUs = cmp.Or(s.GPUs, len(devices)); s.GPUs != len(devices) {
 			return fmt.Errorf("provider: Share: a request uses %d GPUs, and there are %d of its class: name those that are shared as a class of their own", s.GPUs, len(devices))
 		}
+		most := cmp.Or(s.MaxTime, MaxRequestTime)
 		share := metering.Share{GPUs: uint32(s.GPUs), Slots: uint32(s.Slots)}
 		service, err := sharing.New(sharing.Config{Share: share, Devices: devices, Tick: p.config.Metering.Tick, MaxGap: p.config.Metering.MaxGap, Clock: p.config.Metering.Clock,
 			URL: p.config.HTTP.PublicURL, Sick: p.leases.Offered.Quarantines(p.config.Allocator), Log: p.config.Log,
@@ -74,7 +85,7 @@ func (p *Server) share() error {
 		if err != nil {
 			return fmt.Errorf("provider: Share: %w", err)
 		}
-		p.leases.Services[id], p.offers.Shares[id] = service, wire.Share{GPUs: share.GPUs, Slots: share.Slots}
+		p.leases.Services[id], p.offers.Shares[id] = service, wire.Share{GPUs: share.GPUs, MaxSeconds: uint32(most / time.Second), Slots: share.Slots}
 	}
 	return nil
 }

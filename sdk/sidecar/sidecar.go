@@ -6,12 +6,14 @@
 package sidecar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/upstream"
@@ -54,7 +56,8 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if config.OllamaAPI {
 		apis = append(apis, upstream.Ollama)
 	}
-	proxy, err := upstream.New(upstream.Config{URL: config.Upstream, APIs: apis, Credential: config.Credential, HealthPath: config.HealthPath})
+	idle, total := times(config.Provider)
+	proxy, err := upstream.New(upstream.Config{URL: config.Upstream, APIs: apis, Credential: config.Credential, HealthPath: config.HealthPath, IdleTimeout: idle, TotalTimeout: total})
 	if err != nil {
 		return nil, fmt.Errorf("sidecar: %w", err)
 	}
@@ -65,6 +68,27 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	}
 	return &Server{Server: p, proxy: proxy}, nil
 }
+
+// times are how long an answer may stand still before the inference server has failed, which is before a request has run for as long as
+// it may, and how long any may take: longer than that, so that a request which is answered all the while ends at its limit.
+func times(c provider.Config) (idle, total time.Duration) {
+	shares := []provider.Share{c.Share}
+	for _, class := range c.Classes {
+		shares = append(shares, class.Share)
+	}
+	idle = maxIdle
+	for _, s := range shares {
+		if s.Slots > 0 {
+			most := cmp.Or(s.MaxTime, provider.MaxRequestTime)
+			idle = min(idle, most/2)
+			total = max(total, most+time.Minute)
+		}
+	}
+	return idle, total
+}
+
+// maxIdle is how long a stream may stand still: a model that reads a long prompt, or waits for its turn, writes nothing.
+const maxIdle = 5 * time.Minute
 
 // Run settles, and watches the inference server: while that is down nothing is rented and nothing billed. It returns when ctx ends.
 func (s *Server) Run(ctx context.Context) error {
@@ -142,7 +166,7 @@ func outcome(end upstream.Result, request *provider.Request) metering.Outcome {
 	case end.Outcome == upstream.Aborted:
 		return metering.RequestAborted
 	case end.Reason == upstream.Stopped:
-		return request.Stopped()
+		return request.Stopped(end.Status != 0)
 	}
 	return metering.RequestFailed
 }

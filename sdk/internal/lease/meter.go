@@ -20,7 +20,7 @@ func (l *Lease) meterOf(services sharing.Services, a gpu.Allocation, offer wire.
 		if s == nil {
 			return OverError("its GPUs are not shared here any more")
 		}
-		l.slots, err = s.NewLease(l.ID, l.Terms.Payer, a.Access, saved)
+		l.slots, err = s.NewLease(l.ID, l.Terms.Payer, offer.Share.MaxTime(), a.Access, saved)
 		l.Meter = l.slots
 		return err
 	}

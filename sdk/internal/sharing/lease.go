@@ -34,6 +34,7 @@ type Lease struct {
 	token   [sha256.Size]byte
 	saved   slots.State
 	owner   Owner
+	most    time.Duration // that a request runs, from when it takes its slot; zero: its offer names none
 	rate    *rate.Limiter
 
 	requests map[uint64]*Request // that run; guarded by the service's mu
@@ -41,14 +42,15 @@ type Lease struct {
 	closed   bool                // takes no more of them
 }
 
-// NewLease is a lease as it was placed, and saved at its last record, nil if it has none.
-func (s *Service) NewLease(id common.Hash, payer common.Address, document json.RawMessage, saved json.RawMessage) (*Lease, error) {
+// NewLease is a lease as it was placed, and saved at its last record, nil if it has none. most is the longest time of a request by the
+// lease's own offer, whatever others name now; zero: none.
+func (s *Service) NewLease(id common.Hash, payer common.Address, most time.Duration, document, saved json.RawMessage) (*Lease, error) {
 	var a wire.SharedAccess
 	if err := json.Unmarshal(document, &a); err != nil || a.Token == "" {
 		return nil, fmt.Errorf("lease %s has no token by which it shares GPUs", id)
 	}
 	limits := s.config.Limits
-	l := &Lease{service: s, id: id, payer: payer, token: sha256.Sum256([]byte(a.Token)), requests: make(map[uint64]*Request),
+	l := &Lease{service: s, id: id, payer: payer, most: most, token: sha256.Sum256([]byte(a.Token)), requests: make(map[uint64]*Request),
 		rate: rate.NewLimiter(limits.Rate, max(1, int(10*limits.Rate)))}
 	if saved != nil {
 		if err := json.Unmarshal(saved, &l.saved); err != nil {
@@ -132,6 +134,7 @@ var (
 	ErrCredit   = errors.New("the lease has used up what it may owe: pay, and ask again")
 	ErrReleased = errors.New("the lease was ended")
 	ErrStopped  = errors.New("the provider stops: this request costs nothing")
+	ErrTime     = errors.New("the request has run for as long as the offer lets one run")
 )
 
 // Stop ends the requests that run. How each is billed its cause says: see Request.Stopped.
@@ -139,10 +142,7 @@ func (l *Lease) Stop(cause error) {
 	l.service.mu.Lock()
 	defer l.service.mu.Unlock()
 	for _, r := range l.requests {
-		if r.stopped.IsZero() {
-			r.stopped = time.Now()
-		}
-		r.cancel(cause)
+		r.stop(cause)
 	}
 }
 
@@ -167,7 +167,7 @@ func (l *Lease) Close(cause error, patience time.Duration) {
 	}
 	s.mu.Unlock()
 	for _, r := range stuck {
-		outcome := r.Stopped()
+		outcome := r.Stopped(true) // if not, its client would have had its end
 		s.config.Log.Error("a request does not end with its lease", "lease", l.id, "request", r.ID, "billed as", outcome)
 		r.End(outcome, r.stopped)
 	}

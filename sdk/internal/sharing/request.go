@@ -21,7 +21,8 @@ type Request struct {
 
 	lease   *Lease
 	cancel  context.CancelCauseFunc
-	stopped time.Time // when it was, first; guarded by the service's mu
+	stopped time.Time   // when it was, first; guarded by the service's mu
+	late    *time.Timer // stops it at the longest time that its offer names; nil: none is named
 	once    sync.Once
 }
 
@@ -137,14 +138,30 @@ func (l *Lease) take(ctx context.Context, id uint64) (*Request, <-chan struct{},
 	r := &Request{ID: id, lease: l}
 	r.Ctx, r.cancel = context.WithCancelCause(ctx)
 	l.requests[id] = r
+	if l.most > 0 {
+		r.late = time.AfterFunc(l.most, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			r.stop(ErrTime)
+		})
+	}
 	return r, nil, nil
 }
 
-// Stopped is how a request is billed that was stopped here, and not by its client or its upstream: up to its credit, or up to when its
-// renter ended the lease. It costs nothing where the provider stops.
-func (r *Request) Stopped() metering.Outcome {
+// stop ends the request, for the first reason that there is. The caller holds the service's mu.
+func (r *Request) stop(cause error) {
+	if r.stopped.IsZero() {
+		r.stopped = time.Now()
+	}
+	r.cancel(cause)
+}
+
+// Stopped is how a request is billed that was stopped here, and not by its client or its upstream: up to its credit, up to the longest time
+// that its offer names, if begun says that it was being answered by then, or up to when its renter ended the lease. It costs nothing where
+// the provider stops.
+func (r *Request) Stopped(begun bool) metering.Outcome {
 	switch cause := context.Cause(r.Ctx); {
-	case errors.Is(cause, ErrCredit):
+	case errors.Is(cause, ErrCredit), errors.Is(cause, ErrTime) && begun:
 		return metering.RequestLimit
 	case errors.Is(cause, ErrReleased):
 		return metering.RequestAborted
@@ -155,6 +172,9 @@ func (r *Request) Stopped() metering.Outcome {
 // End gives the slot back, once. at is when the request's last byte was sent or when it was known to be over, which has passed.
 func (r *Request) End(outcome metering.Outcome, at time.Time) {
 	r.once.Do(func() {
+		if r.late != nil {
+			r.late.Stop()
+		}
 		l, s := r.lease, r.lease.service
 		mono := s.config.Clock.Now().Mono - max(0, int64(time.Since(at)))
 		s.mu.Lock()

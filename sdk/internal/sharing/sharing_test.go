@@ -92,7 +92,7 @@ func (w *world) pass(d time.Duration) {
 
 func (w *world) join(t *tenant, saved []byte) {
 	var err error
-	if t.lease, err = w.service.NewLease(t.placed.LeaseID, common.Address{}, t.placed.Access, saved); err != nil {
+	if t.lease, err = w.service.NewLease(t.placed.LeaseID, common.Address{}, 0, t.placed.Access, saved); err != nil {
 		w.Fatal(err)
 	}
 	if _, err = t.lease.Join(&payer{}); err != nil {
@@ -237,7 +237,7 @@ func TestRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease, err := w.service.NewLease(placed.LeaseID, common.Address{}, placed.Access, nil)
+	lease, err := w.service.NewLease(placed.LeaseID, common.Address{}, 0, placed.Access, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
