@@ -300,3 +300,34 @@ func TestFarFromALimit(t *testing.T) {
 		})
 	}
 }
+
+// TestPaidAMomentLater: a provider is not accused of what it ended at the credit because a payment reached it a moment later.
+func TestPaidAMomentLater(t *testing.T) {
+	t.Parallel()
+	m := newMarket(t, openWallet(t), 1, 1, 0)
+	l := m.leases[0]
+	m.begin(l)
+	for owed := m.owed(0); owed.LtUint64(creditSeconds * 1000 / 2); owed = m.owed(0) {
+		m.pass(tick)
+	}
+	if err := m.meter.Give(l.ID, 1, m.clock.Now().Mono, metering.RequestDone); err != nil {
+		t.Fatal(err)
+	}
+	delete(l.running, 1)
+	l.Requests.End(1, rental.Done)
+	m.pass(tick)
+	if err := m.record(l); err != nil {
+		t.Fatal(err)
+	}
+	m.begin(l)
+	for m.cut == 0 {
+		m.pass(tick)
+	}
+	l.accepted = l.Owed()
+	l.Requests.hears(l.accepted, l.Row.Deposit)
+	m.hear()
+	m.pass(tick)
+	if err := m.record(l); err != nil {
+		t.Errorf("an honest provider is accused: %v", err)
+	}
+}
