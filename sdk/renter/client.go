@@ -120,5 +120,10 @@ func (r *Client) Records(ctx context.Context, channelID common.Hash) ([]metering
 	return r.store.Records(ctx, channelID)
 }
 
+// RecordsAfter returns those of a lease that are newer than a sequence, at most so many, in order.
+func (r *Client) RecordsAfter(ctx context.Context, channelID, lease common.Hash, sequence uint64, most int) ([]metering.SignedRecord, error) {
+	return r.store.RecordsAfter(ctx, channelID, lease, sequence, most)
+}
+
 // Close closes the database. Rentals go on when a Client is opened on it again.
 func (r *Client) Close() error { return r.w.Close() }

@@ -86,7 +86,7 @@ func RentalsFile(ctx context.Context, path string) ([]State, error) {
 func statesOf(ctx context.Context, store rental.Store, rows []rental.Row) []State {
 	states := make([]State, len(rows))
 	for i, row := range rows {
-		states[i] = stateOf(row, priceOf(row))
+		states[i] = stateOf(row, offerOf(row))
 		if paid, err := store.DB.Payer().Load(ctx, row.Terms.ID()); err == nil {
 			states[i].Paid = paid.Signed
 		}

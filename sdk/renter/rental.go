@@ -11,7 +11,6 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
-	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/paystream"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
@@ -26,8 +25,8 @@ type Rental struct {
 	lease *paystream.Lease
 
 	mu    sync.Mutex
-	offer []byte // that price is of
-	price metering.Price
+	offer []byte // that what is kept of it is of
+	kept  offered
 }
 
 // rental makes a Rental of what is on disk.
@@ -52,19 +51,19 @@ func (l *Rental) Access() json.RawMessage { return l.lease.View().Row.Access }
 // Snapshot is how things stand, for a live table.
 func (l *Rental) Snapshot() State {
 	seen := l.lease.View()
-	s := stateOf(seen.Row, l.priceOf(seen.Row))
+	s := stateOf(seen.Row, l.offerOf(seen.Row))
 	s.Paid, s.Service, s.Heard = seen.Paid, seen.Service, seen.Heard
 	return s
 }
 
-// priceOf is the price of a row of this rental. An offer is read once.
-func (l *Rental) priceOf(row rental.Row) metering.Price {
+// offerOf is what a row of this rental says of its offer, which is read once.
+func (l *Rental) offerOf(row rental.Row) offered {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !bytes.Equal(l.offer, row.Offer) {
-		l.offer, l.price = row.Offer, priceOf(row)
+		l.offer, l.kept = row.Offer, offerOf(row)
 	}
-	return l.price
+	return l.kept
 }
 
 // Evidence returns what the provider sent on this channel and was refused.

@@ -35,6 +35,7 @@ type State struct {
 	Devices  []string
 	GPUs     int
 	For      time.Duration  // Options.For
+	Share    metering.Share // how the offer has its GPUs shared; zero: they are the rental's own
 	Price    metering.Price // of one GPU
 	Sequence uint64         // of the newest checked record
 	Nanos    uint64         // GPU time in checked records
@@ -62,11 +63,17 @@ type Closing struct {
 	Note     string      `json:"note,omitempty"`
 }
 
-// stateOf is what a rental's row says; what vouchers do is not in it. The price is that of the row's offer.
-func stateOf(row rental.Row, price metering.Price) State {
+// offered is what a State says of an offer.
+type offered struct {
+	price metering.Price
+	share metering.Share
+}
+
+// stateOf is what a rental's row says; what vouchers do is not in it. The offer is the row's.
+func stateOf(row rental.Row, offer offered) State {
 	s := State{
 		Channel: row.Terms.ID(), Lease: row.Lease, URL: row.URL, Phase: Phase(row.Phase), Devices: row.Devices, GPUs: row.GPUs,
-		Price: price, For: row.Options.For,
+		Price: offer.price, For: row.Options.For, Share: offer.share,
 		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: (*Closing)(row.Closed),
 	}
 	if s.Promised = row.Outstanding(); !s.Promised.IsZero() {
@@ -81,10 +88,13 @@ func stateOf(row rental.Row, price metering.Price) State {
 	return s
 }
 
-// priceOf is the price of a row's offer, whose signature is checked for it: that takes longer than all else that a State says.
-func priceOf(row rental.Row) (price metering.Price) {
+// offerOf is what a State says of a row's offer, whose signature is checked for it: that takes longer than all else that a State says.
+func offerOf(row rental.Row) (o offered) {
 	if offer, err := wire.ParseOffer(row.Offer); err == nil {
-		price = metering.Price{Amount: offer.Amount.Int, Unit: metering.Unit(offer.Unit)}
+		o.price = metering.Price{Amount: offer.Amount.Int, Unit: metering.Unit(offer.Unit)}
+		if offer.Share != nil {
+			o.share = metering.Share{GPUs: offer.Share.GPUs, Slots: offer.Share.Slots}
+		}
 	}
-	return price
+	return o
 }

@@ -28,7 +28,7 @@ type Cost struct {
 }
 
 // J is the whole: Pay + Wait + Risk - Affinity, and never below 0.
-func (c Cost) J() Nano { return c.Pay.Add(c.Wait).Add(c.Risk).sub(c.Affinity) }
+func (c Cost) J() Nano { return c.Pay.Add(c.Wait).Add(c.Risk).Sub(c.Affinity) }
 
 // Sort says what a request would rather save.
 type Sort uint8

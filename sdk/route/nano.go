@@ -3,6 +3,7 @@ package route
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"strings"
 	"time"
@@ -77,10 +78,26 @@ func (n Nano) String() string {
 	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%s.%09d", whole.Dec(), rest.Uint64()), "0"), ".")
 }
 
+// ParseNano reads what String writes, exactly. ErrAmount is anything else.
+func ParseNano(text string) (Nano, error) {
+	whole, part, _ := strings.Cut(text, ".")
+	if len(part) > 9 {
+		return Nano{}, fmt.Errorf("%w: %.100q has more than nine digits of a base unit", ErrAmount, text)
+	}
+	n, err := uint256.FromDecimal(whole + part + strings.Repeat("0", 9-len(part)))
+	if err != nil || whole == "" {
+		return Nano{}, fmt.Errorf("%w: %.100q", ErrAmount, text)
+	}
+	if got := (Nano{*n}).String(); got != text { // one amount has one text
+		return Nano{}, fmt.Errorf("%w: %.100q, which is written %s", ErrAmount, text, got)
+	}
+	return Nano{*n}, nil
+}
+
 func (n Nano) float() float64 { return n.n.Float64() }
 
-// sub is the difference, or nothing if m is more.
-func (n Nano) sub(m Nano) Nano {
+// Sub is the difference, or nothing if m is more.
+func (n Nano) Sub(m Nano) Nano {
 	if _, under := n.n.SubOverflow(&n.n, &m.n); under {
 		return Nano{}
 	}
@@ -104,6 +121,19 @@ func (n Nano) mulDiv(m, d uint64, up bool) Nano {
 		return n.Add(Nanos(1))
 	}
 	return n
+}
+
+// TimeFor is the longest time that n pays at a price per second, down to the nanosecond; the longest Duration where that is more, or
+// the price is nothing.
+func (n Nano) TimeFor(perSecond Nano) time.Duration {
+	if perSecond.IsZero() {
+		return math.MaxInt64
+	}
+	var pays uint256.Int
+	if _, over := pays.MulDivOverflow(&n.n, uint256.NewInt(uint64(time.Second)), &perSecond.n); over || !pays.IsUint64() || pays.Uint64() > math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return time.Duration(pays.Uint64())
 }
 
 // forTime is what a price per second comes to in a time, rounded up. A time below 0 is none.

@@ -42,7 +42,7 @@ func FuzzNano(f *testing.F) {
 		if difference.Sign() < 0 {
 			difference.SetInt64(0)
 		}
-		if got := n.sub(other); big256(got).Cmp(difference) != 0 {
+		if got := n.Sub(other); big256(got).Cmp(difference) != 0 {
 			t.Fatalf("%v - %v = %s, want %s", n, other, big256(got), difference)
 		}
 	})
@@ -97,5 +97,34 @@ func TestNanoOfAmounts(t *testing.T) {
 	n := Nanos(20_833_333_334)
 	if up := n.RoundUp(); n.String() != "20.833333334" || up.Uint64() != 21 || Base(7).String() != "7" {
 		t.Errorf("%s, %s", n, Base(7))
+	}
+}
+
+// TestNanoText: an amount is read as it was written, to the billionth, and nothing else is read.
+func TestNanoText(t *testing.T) {
+	for _, n := range []Nano{{}, Nanos(1), Nanos(999_999_999), Base(1), Base(20).Add(Nanos(833_333_334)), most, most.Sub(Nanos(1))} {
+		if got, err := ParseNano(n.String()); err != nil || got != n {
+			t.Errorf("%s is read as %s: %v", n, got, err)
+		}
+	}
+	for _, text := range []string{"", ".", ".5", "1.", "01", "1.0", "1.0000000001", "-1", "+1", " 1", "1e9", "0x1", most.String() + "0", "1_0"} {
+		if got, err := ParseNano(text); !errors.Is(err, ErrAmount) {
+			t.Errorf("%q is read as %s: %v", text, got, err)
+		}
+	}
+}
+
+// TestTimeFor: a time that an amount pays for costs no more than it, and a nanosecond more does.
+func TestTimeFor(t *testing.T) {
+	for _, price := range []Nano{Nanos(1), Nanos(20_833_333_334), Base(2500), Base(1 << 60)} {
+		for _, n := range []Nano{{}, Nanos(1), Nanos(7), Base(3), Base(50_000_000)} {
+			runs := n.TimeFor(price)
+			if price.forTime(runs).Cmp(n) > 0 || runs < math.MaxInt64 && price.forTime(runs+1).Cmp(n) <= 0 {
+				t.Errorf("%s pays for %s at %s", n, runs, price)
+			}
+		}
+	}
+	if Base(1).TimeFor(Nano{}) != math.MaxInt64 || most.TimeFor(Nanos(1)) != math.MaxInt64 {
+		t.Error("what is free ends")
 	}
 }

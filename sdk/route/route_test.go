@@ -311,7 +311,7 @@ func TestReserve(t *testing.T) {
 		t.Errorf("%s reserved, and it may cost %s", c.Reserve, pay)
 	}
 	for _, rule := range []Rule{RuleBudget, RuleCap} {
-		for _, left := range []Nano{c.Reserve, c.Reserve.sub(Nanos(1))} {
+		for _, left := range []Nano{c.Reserve, c.Reserve.Sub(Nanos(1))} {
 			request := plain
 			if rule == RuleBudget {
 				request.Budget = left

@@ -22,7 +22,7 @@ var ErrOther = errors.New("it is another program's")
 const ServerNow = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
 
 // sides are the components whose tables only one kind of program has. A node has those of a provider too.
-var sides = []string{"node", "provider", "renter", "tower"}
+var sides = []string{"budget", "node", "provider", "renter", "tower"}
 
 // of is the kind of program that a database is of; empty where no program has tables in it yet.
 func of(ctx context.Context, db *store.DB) (string, error) {

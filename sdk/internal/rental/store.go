@@ -74,6 +74,24 @@ func (s Store) Record(ctx context.Context, id, lease common.Hash, sequence uint6
 	return s.Store.Record(ctx, "rental_records", id, lease, sequence)
 }
 
+// RecordsAfter returns the accepted records of a lease that are newer than a sequence, at most so many, in order.
+func (s Store) RecordsAfter(ctx context.Context, id, lease common.Hash, sequence uint64, most int) ([]metering.SignedRecord, error) {
+	var documents []string
+	db := s.DB.View()
+	err := db.SelectContext(ctx, &documents, db.Rebind(`SELECT record FROM rental_records WHERE channel = ? AND lease = ? AND sequence > ? ORDER BY sequence LIMIT ?`),
+		id.Hex(), lease.Hex(), int64(sequence), most)
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: reading its records: %w", id, err)
+	}
+	records := make([]metering.SignedRecord, len(documents))
+	for i, document := range documents {
+		if err := json.Unmarshal([]byte(document), &records[i]); err != nil {
+			return nil, fmt.Errorf("channel %s: a record on disk does not parse: %w", id, err)
+		}
+	}
+	return records, nil
+}
+
 // Records returns every accepted record of a channel, in order.
 func (s Store) Records(ctx context.Context, id common.Hash) ([]metering.SignedRecord, error) {
 	return s.Store.Records(ctx, "rental_records", id)

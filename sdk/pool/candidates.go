@@ -1,0 +1,129 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/exactjson"
+	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/route"
+)
+
+// Candidate is a model at a provider that may be asked. What it costs and how many requests it takes is in the provider's signed offer,
+// and not here.
+type Candidate struct {
+	URL          string   `json:"url"`                    // the provider's, as for renter.Client.Rent; also the id of its endpoint
+	Model        string   `json:"model"`                  // not empty
+	Revision     string   `json:"revision,omitempty"`     // of the model; empty: not said
+	Quantization string   `json:"quantization,omitempty"` // such as fp8; empty: not said
+	Region       string   `json:"region,omitempty"`       // empty: not said
+	Policies     []string `json:"policies,omitempty"`     // what it promises, such as no-store
+}
+
+// Source is where candidates come from.
+type Source interface {
+	Candidates(ctx context.Context) ([]Candidate, error)
+}
+
+// Bounds of a list of candidates.
+const (
+	maxList       = 1 << 20 // bytes
+	maxCandidates = 1000
+	listTimeout   = 20 * time.Second
+)
+
+// File is the path of a file with a JSON array of candidates, of at most 1 MiB.
+type File string
+
+// Candidates reads the file.
+func (f File) Candidates(context.Context) ([]Candidate, error) {
+	file, err := os.Open(string(f))
+	if err != nil {
+		return nil, fmt.Errorf("list of candidates: %w", err)
+	}
+	defer file.Close()
+	return parse(string(f), file)
+}
+
+// URL is where a JSON array of candidates is served, of at most 1 MiB. Whoever serves it says who is asked, and so who reads prompts: use https.
+type URL struct {
+	Address string
+	HTTP    *http.Client // http.DefaultClient if nil
+}
+
+// Candidates fetches the list, within 20 s.
+func (u URL) Candidates(ctx context.Context) ([]Candidate, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	client := u.HTTP
+	if client == nil {
+		client = http.DefaultClient
+	}
+	shown := redact.URL(u.Address)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.Address, nil)
+	if err != nil {
+		return nil, fmt.Errorf("list of candidates %s: it is no address", shown)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("list of candidates %s: %s", shown, redact.Text(err.Error()))
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("list of candidates %s: it is answered %d", shown, res.StatusCode)
+	}
+	return parse(shown, res.Body)
+}
+
+func parse(name string, from io.Reader) (list []Candidate, err error) {
+	text, err := io.ReadAll(io.LimitReader(from, maxList+1))
+	if err == nil && len(text) > maxList {
+		err = fmt.Errorf("it has more than %d bytes", maxList)
+	}
+	if err == nil {
+		err = exactjson.Unmarshal(text, &list)
+	}
+	if err == nil {
+		err = check(list)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list of candidates %s: %w", name, err)
+	}
+	return list, nil
+}
+
+// check refuses a list that cannot be meant.
+func check(list []Candidate) error {
+	if len(list) > maxCandidates {
+		return fmt.Errorf("it has %d candidates, at most %d are asked", len(list), maxCandidates)
+	}
+	type name struct{ url, model, revision, quantization string }
+	seen := make(map[name]bool)
+	for i, c := range list {
+		n := name{c.URL, c.Model, c.Revision, c.Quantization}
+		if c.URL == "" || len(c.URL) > 512 || c.Model == "" {
+			return fmt.Errorf("candidate %d: it needs a URL of at most 512 bytes and a model", i+1)
+		}
+		if seen[n] {
+			return fmt.Errorf("candidate %d: %.100q serves %.100q twice", i+1, redact.URL(c.URL), c.Model)
+		}
+		seen[n] = true
+	}
+	return nil
+}
+
+// ErrEndpoint says that no signed offer of an endpoint stands, or that it takes no requests now. Nothing was reserved.
+var ErrEndpoint = errors.New("endpoint takes no requests now")
+
+// endpoint is a candidate with the price of its signed offer.
+func (c Candidate) endpoint(t terms) route.Endpoint {
+	return route.Endpoint{
+		ID: c.URL, Model: c.Model, Revision: c.Revision, Quantization: c.Quantization, Region: c.Region, Policies: c.Policies,
+		Price: route.Price{PerSlotSecond: t.price}, MaxInFlight: t.slots,
+	}
+}

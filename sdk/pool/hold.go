@@ -1,0 +1,202 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/budget"
+	"github.com/gpupay/gpupay/sdk/route"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+func duration(nanos int64) time.Duration { return time.Duration(nanos) }
+
+// tolerance is for how much slot time a provider's records may pass a renter's own clock, over a lease: slots.DefaultTolerance.
+const tolerance = 2 * time.Second
+
+// Hold is a reservation for one request. End it by Done, whatever became of the request.
+type Hold struct {
+	p     *Pool
+	id    int64
+	lease *lease
+	most  route.Nano
+
+	mu     sync.Mutex
+	sent   bool // RoundTrip was called
+	over   bool // Done was
+	named  bool // it may have reached the provider
+	free   bool // it failed in a way that bills nothing
+	began  time.Time
+	took   time.Duration
+	ended  bool
+	cancel context.CancelFunc
+}
+
+// Reserve reserves what a request may cost at an endpoint, for a local key's name or the empty one, on disk when it returns. Where no
+// rental runs there it opens one, which takes some blocks of the chain; where that fails nothing stays reserved. A budget that does not hold it is a
+// *budget.ExceededError, which says when the day ends; an endpoint that takes no requests is ErrEndpoint.
+func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nano) (*Hold, error) {
+	p.mu.Lock()
+	s, closing := p.sites[endpoint], p.closing
+	p.mu.Unlock()
+	if closing {
+		return nil, ErrClosed
+	}
+	if s == nil {
+		return nil, fmt.Errorf("endpoint %.200q: %w: it is no candidate", endpoint, ErrEndpoint)
+	}
+	t, ok := s.terms()
+	if !ok {
+		return nil, fmt.Errorf("endpoint %.200q: %w: no signed offer of it stands", endpoint, ErrEndpoint)
+	}
+	if runs := most.TimeFor(t.price); runs < time.Millisecond {
+		return nil, fmt.Errorf("endpoint %.200q: %s base units pay for %s of a slot there, at %s a second: reserve more", endpoint, most, runs, t.price)
+	}
+	limits, at := p.limits(key), p.now()
+	id, err := p.books.Reserve(ctx, at, key, limits, most)
+	if err != nil {
+		return nil, err
+	}
+	h := &Hold{p: p, id: id, most: most}
+	if h.lease, err = s.acquire(ctx); err == nil {
+		if err = h.aside(ctx, budget.Day(at)+key, limits); err != nil {
+			h.lease.release()
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.books.Done(context.WithoutCancel(ctx), id, route.Nano{}))
+	}
+	return h, nil
+}
+
+// aside keeps what the lease's records may come to over our own clock, once for each day and key.
+func (h *Hold) aside(ctx context.Context, day string, limits budget.Limits) error {
+	l := h.lease
+	l.site.mu.Lock()
+	kept := l.aside[day]
+	l.site.mu.Unlock()
+	if kept {
+		return nil
+	}
+	over := route.Price{PerSlotSecond: l.terms.price}.Pay(tolerance, 0, 0)
+	if err := h.p.books.Aside(ctx, h.id, l.rental.ID().Hex(), limits, over); err != nil {
+		return err
+	}
+	l.site.mu.Lock()
+	defer l.site.mu.Unlock()
+	l.aside[day] = true
+	return nil
+}
+
+// RoundTrip sends one request, once: its path and query are those of the API, such as /v1/chat/completions, and its host is the
+// provider's, whatever it says. The request is ended, as by its context, when it has run for as long as the reservation pays.
+func (h *Hold) RoundTrip(r *http.Request) (*http.Response, error) {
+	to, err := h.lease.rental.Endpoint()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), h.most.TimeFor(h.lease.terms.price))
+	h.mu.Lock()
+	if h.sent || h.over {
+		h.mu.Unlock()
+		cancel()
+		return nil, errors.New("pool: a reservation is for one request: reserve again")
+	}
+	h.sent, h.began, h.cancel = true, time.Now(), cancel
+	h.mu.Unlock()
+	out := r.Clone(ctx)
+	target := *to
+	target.Path, target.RawPath, target.RawQuery = strings.TrimRight(to.Path, "/")+r.URL.Path, "", r.URL.RawQuery
+	out.URL, out.Host = &target, ""
+	res, err := h.lease.rental.Transport(named{h}).RoundTrip(out)
+	if err != nil {
+		h.end(false)
+		return nil, err
+	}
+	refused := res.StatusCode >= 400 && wire.IsProblem(res) && res.Header.Get(wire.RequestHeader) == ""
+	if refused || res.StatusCode >= 500 && res.StatusCode != http.StatusServiceUnavailable {
+		h.end(true)
+	}
+	res.Body = &body{res.Body, h}
+	return res, nil
+}
+
+// named puts on disk which request a reservation is for, before it is sent.
+type named struct{ h *Hold }
+
+func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
+	h := n.h
+	id, err := strconv.ParseUint(r.Header.Get(wire.RequestHeader), 10, 64)
+	if err == nil {
+		err = h.p.books.Dispatch(r.Context(), h.id, h.lease.rental.ID().Hex(), id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pool: the request was not sent: %w", err)
+	}
+	h.mu.Lock()
+	h.named = true
+	h.mu.Unlock()
+	return h.p.http.RoundTrip(r)
+}
+
+// body is an answer's, whose end is that of its request.
+type body struct {
+	io.ReadCloser
+	h *Hold
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.h.end(false)
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	err := b.ReadCloser.Close()
+	b.h.end(false)
+	return err
+}
+
+// end notes when the request was over, once.
+func (h *Hold) end(free bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.ended && h.sent {
+		h.ended, h.took, h.free = true, time.Since(h.began), free
+		h.cancel()
+	}
+}
+
+// Done ends the reservation, and the request if that still runs: it counts from now on at cost, and at no less than the pool measured
+// unless it failed in a way that bills nothing; later at what is billed. Once is enough, and no more is harmless. Where it fails, as on
+// a full disk, the request counts at its most.
+func (h *Hold) Done(ctx context.Context, cost route.Nano) error {
+	h.end(false)
+	h.mu.Lock()
+	again := h.over
+	h.over = true
+	if cost.Cmp(h.most) > 0 {
+		cost = h.most
+	}
+	if measured := (route.Price{PerSlotSecond: h.lease.terms.price}).Pay(h.took, 0, 0); h.named && !h.free && cost.Cmp(measured) < 0 {
+		cost = measured
+	}
+	h.mu.Unlock()
+	if again {
+		return nil
+	}
+	h.lease.release()
+	if err := h.p.books.Done(context.WithoutCancel(ctx), h.id, cost); err != nil {
+		return fmt.Errorf("pool: reservation %d counts at its most: %w", h.id, err)
+	}
+	return nil
+}
