@@ -1,0 +1,243 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/route"
+	"github.com/gpupay/gpupay/sdk/wire"
+)
+
+// errLimit ends a request that has run for as long as was reserved for.
+var errLimit = errors.New("the time that was reserved for is over")
+
+// doneTimeout bounds how long a reservation is corrected, in which its caller does not wait.
+const doneTimeout = 10 * time.Second
+
+// call is one request of a caller, at however many providers.
+type call struct {
+	*Server
+	w     http.ResponseWriter
+	r     *http.Request
+	q     *query
+	key   Key
+	began time.Time
+
+	tried  []failure
+	ignore []string
+	begun  bool       // whether the caller has got something of an answer
+	cost   route.Nano // of all attempts
+	answer func()     // writes what is left of a whole answer, once its cost is known
+	line   line       // what is said of it at the end
+}
+
+// failure is why an attempt came to nothing, in words for the caller.
+type failure struct {
+	endpoint, why string
+	throttled     bool
+	after         time.Duration
+}
+
+// attempt is one request to one provider.
+type attempt struct {
+	choice *route.Choice
+	hold   Hold
+	sent   time.Time
+	first  time.Time // when the first token came; zero: none has
+	out    int64     // tokens of the answer, as we counted them
+	limit  context.Context
+}
+
+// ending is how an attempt ended.
+type ending struct {
+	outcome route.Outcome
+	charged bool // whether the time that it took is paid: it was answered, or we have ended it
+	why     string
+	after   time.Duration // of a provider that is full
+}
+
+// serve answers the request.
+func (c *call) serve() {
+	for len(c.tried) < c.config.Attempts && c.r.Context().Err() == nil {
+		a, failed := c.choose()
+		if failed != nil {
+			c.fail(failed)
+			return
+		}
+		if a == nil { // the provider could not be paid
+			continue
+		}
+		end := c.try(a)
+		c.settle(a, end)
+		switch {
+		case end.outcome == route.Done:
+			c.answer()
+			return
+		case end.outcome == route.Aborted:
+			return
+		case c.begun:
+			c.breakOff(a, end)
+			return
+		}
+		c.next(a, end)
+		if c.q.options.noFallbacks && len(c.q.options.order) == 0 {
+			break
+		}
+	}
+	if c.r.Context().Err() == nil {
+		c.fail(c.exhausted())
+	}
+}
+
+// choose picks an endpoint and reserves what it can cost there. Without an attempt and an error, the endpoint is to be left out.
+func (c *call) choose() (*attempt, *APIError) {
+	left, err := c.config.Pool.Left(c.key.Name)
+	if err != nil {
+		return nil, c.trouble("asking what is left of the budget", err)
+	}
+	request := c.q.request(c)
+	request.Budget = left
+	endpoints := c.refresh(c.q.models)
+	var none *route.NoneError
+	for _, step := range c.q.steps(endpoints) {
+		request.Model, request.Only = step.model, step.only
+		choice, err := c.router.Choose(c.clock(), request)
+		var out *route.NoneError
+		switch {
+		case errors.As(err, &out):
+			if none == nil || none.Out[route.RuleModel] > 0 {
+				none = out
+			}
+			continue
+		case err != nil:
+			return nil, c.trouble("choosing a provider", err)
+		}
+		return c.reserve(choice)
+	}
+	if len(c.tried) > 0 {
+		return nil, c.exhausted()
+	}
+	return nil, c.nobody(none, left)
+}
+
+func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
+	hold, err := c.config.Pool.Reserve(c.r.Context(), c.key.Name, choice.Endpoint.ID, choice.Reserve)
+	if err == nil {
+		c.running.Add(1)
+		return &attempt{choice: choice, hold: hold}, nil
+	}
+	if errors.Is(err, ErrBudget) || c.r.Context().Err() != nil {
+		c.router.Done(c.clock(), choice, route.Result{Outcome: route.Aborted})
+		if c.r.Context().Err() != nil {
+			return nil, failedAt("The request was given up.")
+		}
+		return nil, c.overBudget()
+	}
+	c.router.Done(c.clock(), choice, route.Result{Outcome: route.Failed})
+	c.debug("a provider could not be paid", choice.Endpoint.ID, err)
+	a := &attempt{choice: choice}
+	c.next(a, ending{why: "could not be paid"})
+	return nil, nil
+}
+
+// try sends the request, and passes the answer on if it is one.
+func (c *call) try(a *attempt) ending {
+	limit, cancel := context.WithTimeoutCause(c.r.Context(), a.choice.Limit, errLimit)
+	defer cancel()
+	a.limit, a.sent = limit, c.config.Now()
+	res, err := a.hold.RoundTrip(c.q.outgoing(c.r.WithContext(limit), a.choice.Endpoint.Model))
+	if err != nil {
+		c.debug("a provider did not answer", a.choice.Endpoint.ID, err)
+		return c.broken(a, "did not answer")
+	}
+	defer res.Body.Close()
+	own := wire.IsProblem(res) && res.Header.Get(wire.RequestHeader) == "" // the provider's own, which took no slot
+	switch {
+	case res.StatusCode == http.StatusTooManyRequests:
+		return ending{outcome: route.Throttled, why: "is full", after: retryAfter(res)}
+	case own && res.StatusCode == http.StatusPaymentRequired:
+		return ending{why: "wants more than was reserved"}
+	case own, res.StatusCode < 200, res.StatusCode >= 300 && res.StatusCode < 400, res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden,
+		res.StatusCode == http.StatusRequestTimeout:
+		return ending{why: "refused the request"}
+	case res.StatusCode >= 500:
+		return ending{why: "reported an error"}
+	case res.StatusCode == http.StatusNotFound:
+		return ending{charged: true, why: "does not serve this request"}
+	}
+	return c.relay(a, res)
+}
+
+// broken is how an attempt ended whose connection did: by the caller, by the limit, or by the provider, which costs nothing.
+func (c *call) broken(a *attempt, why string) ending {
+	switch {
+	case c.r.Context().Err() != nil:
+		return ending{outcome: route.Aborted, charged: true, why: "the caller left"}
+	case a.limit.Err() != nil:
+		return ending{charged: true, why: "took longer than was reserved for"}
+	}
+	return ending{why: why}
+}
+
+// settle tells the router and the pool how an attempt ended.
+func (c *call) settle(a *attempt, end ending) {
+	took := c.config.Now().Sub(a.sent)
+	result := route.Result{Outcome: end.outcome, Total: took, OutTokens: a.out, RetryAfter: end.after}
+	if !a.first.IsZero() {
+		result.FirstToken = a.first.Sub(a.sent)
+	}
+	c.router.Done(c.clock(), a.choice, result)
+	cost := route.Nano{}
+	if end.charged {
+		cost = a.choice.Endpoint.Price.Pay(took, c.q.inTok, a.out)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), doneTimeout)
+	defer cancel()
+	if err := a.hold.Done(ctx, cost); err != nil { // it stays reserved at its most, until the pool corrects it
+		c.debug("a reservation could not be corrected", a.choice.Endpoint.ID, err)
+	}
+	c.running.Add(-1)
+	c.cost = c.cost.Add(cost)
+	c.stats.attempt(a, end, took, cost, c.q.inTok)
+	if end.outcome == route.Done {
+		c.sessions.ran(c.q.turns, a.choice.Endpoint.ID, c.q.inTok)
+		c.learned.add(c.key.Name, a.choice.Endpoint.Model, a.out)
+	}
+	c.line.of(a, end)
+}
+
+// next leaves a provider out of what is tried from here on.
+func (c *call) next(a *attempt, end ending) {
+	c.tried = append(c.tried, failure{a.choice.Endpoint.ID, end.why, end.outcome == route.Throttled, end.after})
+	c.ignore = append(c.ignore, a.choice.Endpoint.ID)
+}
+
+// request is what the router is asked, but for the model, the endpoints and the budget.
+func (q *query) request(c *call) route.Request {
+	last := c.sessions.last(q.turns)
+	r := route.Request{
+		InTokens: q.inTok, MaxTokens: q.maxTok, Ignore: c.ignore, Quantizations: q.options.quantizations, Sort: q.options.sort,
+		LastEndpoint: last.endpoint, CachedTokens: min(last.tokens, q.inTok),
+		MaxPrice: route.Price{PerInputToken: perToken(q.options.promptPrice, c.config.Decimals), PerOutputToken: perToken(q.options.completionPrice, c.config.Decimals)},
+	}
+	if r.MaxTokens <= 0 {
+		r.MaxTokens = c.config.MaxTokens
+	}
+	r.OutTokens = min(c.learned.expect(c.key.Name, q.models[0]), r.MaxTokens)
+	r.Ignore = slices.Concat(r.Ignore, named(c.config.Pool.Endpoints(), q.options.ignore))
+	return r
+}
+
+func (c *call) debug(what, endpoint string, err error) {
+	c.config.Log.Debug(what, "provider", redact.URL(endpoint), "err", err)
+}
+
+// trouble is an error of this machine's.
+func (c *call) trouble(doing string, err error) *APIError {
+	c.config.Log.Error("the proxy failed", "doing", doing, "err", err)
+	return &APIError{Status: http.StatusInternalServerError, Type: "server_error", Code: "proxy_failed", Message: "The proxy on this machine failed while " + doing + ": its log says why."}
+}

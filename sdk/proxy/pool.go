@@ -1,0 +1,31 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/gpupay/gpupay/sdk/route"
+)
+
+// ErrBudget is what a Pool's error is when a budget does not hold a reservation.
+var ErrBudget = errors.New("the budget does not hold it")
+
+// Pool pays providers out of one budget a day. It is safe for concurrent use.
+type Pool interface {
+	// Endpoints are those that may be asked now, at the prices that they have signed.
+	Endpoints() []route.Endpoint
+	// Left is what may still be reserved today for a local key; empty: for all together.
+	Left(key string) (route.Nano, error)
+	// Reserve takes what a request can cost at the most out of what is left, on disk before it returns. Its error is ErrBudget where that
+	// is more than is left; any other is the endpoint's, and leaves nothing reserved.
+	Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error)
+}
+
+// Hold is a reservation for one request.
+type Hold interface {
+	// RoundTrip sends the request, whose URL has a path alone, to the endpoint.
+	RoundTrip(*http.Request) (*http.Response, error)
+	// Done corrects the reservation to what the request cost. It is called once.
+	Done(ctx context.Context, cost route.Nano) error
+}

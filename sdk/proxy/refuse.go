@@ -1,0 +1,91 @@
+package proxy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/route"
+)
+
+// fail answers with an error.
+func (c *call) fail(e *APIError) {
+	c.line.Status, c.line.Error = e.Status, e.Code
+	if len(c.tried) > 0 {
+		c.w.Header().Set(HeaderAttempts, fmt.Sprint(len(c.tried)))
+		c.w.Header().Set(HeaderCost, c.money(c.cost))
+	}
+	e.write(c.w)
+}
+
+// overBudget says that what is left of the day does not hold a request.
+func (c *call) overBudget() *APIError {
+	left, err := c.config.Pool.Left(c.key.Name)
+	if err != nil {
+		return c.trouble("asking what is left of the budget", err)
+	}
+	whose, raise := "today's budget", "start the proxy with a larger --budget"
+	if c.key.Name != "" {
+		whose, raise = "today's budget of the local key "+c.key.Name, "raise that key's budget"
+	}
+	if n := c.running.Load(); n > 0 {
+		return busy(time.Second, "budget_reserved", "Of %s $%s is left, and more is set aside for the %d requests that run now: this one finds room when they have ended.", whose, c.money(left), n)
+	}
+	return overBudget("Of %s $%s is left, which this request could pass. Let its answer be shorter (max_tokens), %s, or wait until 00:00 UTC, when a new day's begins.", whose, c.money(left), raise)
+}
+
+// rules are the bounds in words, in the order in which they are named.
+var rules = []struct {
+	rule  route.Rule
+	words string
+}{
+	{route.RuleOnly, "left out by the request's \"provider\" options"},
+	{route.RuleQuantization, "of another quantization"},
+	{route.RulePrice, "over \"provider.max_price\""},
+	{route.RuleRevision, "of another revision"},
+	{route.RuleRegion, "in another region"},
+	{route.RulePolicy, "without a promise that is asked for"},
+	{route.RuleBusy, "full with requests of this machine"},
+	{route.RuleCap, "over what may be spent there"},
+	{route.RuleBudget, "over what is left of the budget"},
+}
+
+// nobody says why no provider may take a request.
+func (c *call) nobody(none *route.NoneError, left route.Nano) *APIError {
+	if none.Out[route.RuleModel] > 0 || len(none.Out) == 0 {
+		return notFound("model_not_found", "No provider serves the model %q now. GET /v1/models lists those that are served; --providers says where they are looked for.", redact.Line(strings.Join(c.q.models, ", ")))
+	}
+	if none.Out[route.RuleBudget]+none.Out[route.RuleCap] > 0 {
+		return c.overBudget()
+	}
+	var why []string
+	for _, r := range rules {
+		if n := none.Out[r.rule]; n > 0 {
+			why = append(why, fmt.Sprintf("%d %s", n, r.words))
+		}
+	}
+	words := fmt.Sprintf("No provider of the model %q may take this request: %s.", redact.Line(none.Model), strings.Join(why, ", "))
+	if none.Out[route.RuleBusy] > 0 {
+		return busy(time.Second, "providers_full", "%s", words)
+	}
+	return notFound("no_provider_fits", "%s Loosen the options, or add a provider.", words)
+}
+
+// exhausted says that every provider that was tried has failed, or is full.
+func (c *call) exhausted() *APIError {
+	var all []string
+	after := time.Duration(0)
+	for _, f := range c.tried {
+		all = append(all, redact.URL(f.endpoint)+" "+f.why)
+		if after == 0 || f.after > 0 && f.after < after {
+			after = f.after
+		}
+	}
+	words := strings.Join(all, "; ")
+	if !slices.ContainsFunc(c.tried, func(f failure) bool { return !f.throttled }) {
+		return busy(after, "providers_full", "Every provider that was asked is full: %s. Send the request again in a moment.", words)
+	}
+	return failedAt("No provider answered: %s. What they failed at is not charged. Send the request again, or add a provider.", words)
+}

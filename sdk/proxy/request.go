@@ -1,0 +1,190 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	pathChat        = "/v1/chat/completions"
+	pathCompletions = "/v1/completions"
+	pathResponses   = "/v1/responses"
+	pathEmbeddings  = "/v1/embeddings"
+)
+
+// query is a caller's request: what goes to a provider, and what the router is to know of it.
+type query struct {
+	path    string
+	members []member // of the body, but for those that are the proxy's
+	stream  bool
+	models  []string // in the order in which they are tried
+	inTok   int64
+	maxTok  int64 // 0: not said
+	options options
+	turns   []uint64 // see session
+}
+
+// member is one member of the body's object, byte for byte.
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// members takes an object apart, and keeps the order and the bytes of what is in it: what a provider gets is what the caller wrote.
+func members(body []byte) ([]member, error) {
+	d := json.NewDecoder(bytes.NewReader(body))
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return nil, errors.New("it is no JSON object")
+	}
+	var all []member
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, errors.New("it is no JSON object")
+		}
+		m := member{name: name.(string)}
+		if err := d.Decode(&m.value); err != nil {
+			return nil, errors.New("it is no JSON object")
+		}
+		if slices.ContainsFunc(all, func(other member) bool { return other.name == m.name }) {
+			return nil, errors.New("a member stands in it twice")
+		}
+		all = append(all, m)
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, errors.New("it is no JSON object")
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("something stands behind its object")
+	}
+	return all, nil
+}
+
+// body is what a provider is sent, of one model.
+func (q *query) body(model string) []byte {
+	name, _ := json.Marshal(model)
+	out := []byte{'{'}
+	for i, m := range q.members {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		key, _ := json.Marshal(m.name)
+		out = append(append(out, key...), ':')
+		if m.name == "model" {
+			out = append(out, name...)
+			continue
+		}
+		out = append(out, m.value...)
+	}
+	return append(out, '}')
+}
+
+// read takes a request in.
+func (s *Server) read(w http.ResponseWriter, r *http.Request) (*query, *APIError) {
+	if r.Header.Get("Content-Encoding") != "" {
+		return nil, &APIError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "encoded_body", Message: "The request's body is compressed: send it as it is."}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.config.MaxBody))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, &APIError{Status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "body_too_large", Message: "The request's body has more than " + size(s.config.MaxBody) + "."}
+	case err != nil:
+		return nil, invalid("", "The request's body did not arrive whole.")
+	}
+	q := &query{path: r.URL.Path}
+	if q.members, err = members(body); err != nil {
+		return nil, invalid("", "The request's body cannot be read: %v.", err)
+	}
+	return q, q.parse()
+}
+
+// parse reads what the router is to know, and takes out what is the proxy's.
+func (q *query) parse() *APIError {
+	var model string
+	var text int
+	for _, m := range q.members {
+		wrong := error(nil)
+		switch m.name {
+		case "model":
+			wrong = json.Unmarshal(m.value, &model)
+		case "models":
+			wrong = json.Unmarshal(m.value, &q.models)
+		case "provider":
+			if e := q.options.parse(m.value); e != nil {
+				return e
+			}
+		case "stream":
+			wrong = json.Unmarshal(m.value, &q.stream)
+		case "background":
+			if string(m.value) != "false" && string(m.value) != "null" {
+				return invalid("background", "Work in the background is not passed on: leave out \"background\".")
+			}
+		case "max_tokens", "max_completion_tokens", "max_output_tokens":
+			var n *int64
+			if wrong = json.Unmarshal(m.value, &n); wrong == nil && n != nil {
+				q.maxTok = max(q.maxTok, *n)
+			}
+		case "messages", "prompt", "input", "instructions", "tools":
+			text += len(m.value)
+		}
+		if wrong != nil {
+			return invalid(m.name, "%q has another type than OpenAI's API gives it.", m.name)
+		}
+	}
+	q.inTok = int64(text / bytesPerToken)
+	if model != "" && !slices.Contains(q.models, model) {
+		q.models = append([]string{model}, q.models...)
+	}
+	if len(q.models) == 0 || slices.Contains(q.models, "") {
+		return invalid("model", "The request names no model: GET /v1/models lists them.")
+	}
+	if len(q.models) > maxModels {
+		return invalid("models", "The request names more than %d models.", maxModels)
+	}
+	if q.path == pathEmbeddings {
+		q.maxTok = 1
+	}
+	q.members = slices.DeleteFunc(q.members, func(m member) bool { return m.name == "models" || m.name == "provider" })
+	if model == "" {
+		q.members = append(q.members, member{name: "model"})
+	}
+	q.turns = turns(q.members)
+	return nil
+}
+
+// bytesPerToken is how many bytes of JSON a token has, about: an estimate of it is enough to compare providers.
+const bytesPerToken = 4
+
+// maxModels bounds the models that a request tries in turn.
+const maxModels = 8
+
+// outgoing is the request as a provider gets it.
+func (q *query) outgoing(r *http.Request, model string) *http.Request {
+	body := q.body(model)
+	out := r.Clone(r.Context())
+	out.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json"}}
+	if q.stream {
+		out.Header.Set("Accept", "text/event-stream")
+	}
+	out.Method, out.Host, out.RequestURI = http.MethodPost, "", ""
+	out.URL.Scheme, out.URL.Host, out.URL.Path, out.URL.RawPath, out.URL.RawQuery = "", "", q.path, "", ""
+	out.TransferEncoding, out.Trailer, out.Form, out.PostForm = nil, nil, nil, nil
+	out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	return out
+}
+
+func retryAfter(res *http.Response) time.Duration {
+	seconds, err := time.ParseDuration(strings.TrimSpace(res.Header.Get("Retry-After")) + "s")
+	if err != nil || seconds < 0 {
+		return 0
+	}
+	return seconds
+}
