@@ -25,7 +25,7 @@ func TestChat(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
-	if cost, left := a.Header.Get("X-Gpupay-Cost"), a.Header.Get("X-Gpupay-Budget-Left"); !strings.HasPrefix(cost, "0.00") || cost == "0.00" || !strings.HasPrefix(left, "9.99") {
+	if cost, left := a.Header.Get("X-Gpupay-Cost"), a.Header.Get("X-Gpupay-Budget-Left"); !strings.HasPrefix(cost, "0.00") || cost == "0.00" || !strings.HasPrefix(left, "999.99") {
 		t.Errorf("cost %q, left %q", cost, left)
 	}
 }

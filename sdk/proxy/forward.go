@@ -18,6 +18,10 @@ var errLimit = errors.New("the time that was reserved for is over")
 // doneTimeout bounds how long a reservation is corrected, in which its caller does not wait.
 const doneTimeout = 10 * time.Second
 
+// payTimeout bounds how long a request waits for a provider to be paid for the first time, which takes some blocks of the chain. It goes on
+// for later requests, while this one goes elsewhere.
+const payTimeout = 30 * time.Second
+
 // call is one request of a caller, at however many providers.
 type call struct {
 	*Server
@@ -125,7 +129,9 @@ func (c *call) choose() (*attempt, *APIError) {
 }
 
 func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
-	hold, err := c.config.Pool.Reserve(c.r.Context(), c.key.Name, choice.Endpoint.ID, choice.Reserve)
+	ctx, cancel := context.WithTimeout(c.r.Context(), payTimeout)
+	defer cancel()
+	hold, err := c.config.Pool.Reserve(ctx, c.key.Name, choice.Endpoint.ID, choice.Reserve)
 	if err == nil {
 		c.running.Add(1)
 		return &attempt{choice: choice, hold: hold}, nil
@@ -159,7 +165,7 @@ func (c *call) try(a *attempt) ending {
 	switch {
 	case res.StatusCode == http.StatusTooManyRequests:
 		return ending{outcome: route.Throttled, why: "is full", after: retryAfter(res)}
-	case own && res.StatusCode == http.StatusPaymentRequired:
+	case res.StatusCode == http.StatusPaymentRequired:
 		return ending{why: "wants more than was reserved"}
 	case own, res.StatusCode < 200, res.StatusCode >= 300 && res.StatusCode < 400, res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden,
 		res.StatusCode == http.StatusRequestTimeout:

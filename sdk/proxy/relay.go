@@ -51,7 +51,6 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 		return ending{why: "reported an error in its answer"}
 	}
 	a.out = tokens(text)
-	a.first = c.config.Now()
 	end := ending{outcome: route.Done, charged: true}
 	c.line.Status = res.StatusCode
 	c.answer = func() { c.document(a, res, text) }

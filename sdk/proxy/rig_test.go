@@ -113,10 +113,10 @@ func broken(w http.ResponseWriter, r *http.Request) {
 
 func status(code int, header ...string) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
 		for i := 0; i < len(header); i += 2 {
 			w.Header().Set(header[i], header[i+1])
 		}
-		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(code)
 		_, _ = io.WriteString(w, `{"error":{"message":"no"}}`)
 	}
@@ -205,7 +205,7 @@ func seeded() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 func newDesk(t *testing.T, engines []*engine, change ...func(*proxy.Config, *purse)) *desk {
 	t.Helper()
-	d := &desk{T: t, purse: &purse{left: 10_000_000, refuse: make(map[string]error)}, engines: engines}
+	d := &desk{T: t, purse: &purse{left: 1_000_000_000, refuse: make(map[string]error)}, engines: engines}
 	for i, e := range engines {
 		d.purse.endpoints = append(d.purse.endpoints, route.Endpoint{ID: e.URL, Model: "m", Region: "eu", Quantization: "fp8", Price: route.Price{PerSlotSecond: route.Base(uint64(1000 + 100_000*i))}})
 	}

@@ -41,7 +41,7 @@ func (c *call) log() {
 	if c.q != nil {
 		path, in = c.q.path, c.q.inTok
 	}
-	c.stats.request(c, model)
+	c.stats.requests.WithLabelValues(statusClass(c.line.Status), c.key.Name).Inc()
 	if c.config.Requests == nil {
 		return
 	}
@@ -120,11 +120,6 @@ func (s *stats) attempt(a *attempt, end ending, took time.Duration, cost route.N
 	case route.Throttled:
 		m.Full++
 	}
-}
-
-// request books a caller's request.
-func (s *stats) request(c *call, _ string) {
-	s.requests.WithLabelValues(statusClass(c.line.Status), c.key.Name).Inc()
 }
 
 func statusClass(status int) string {

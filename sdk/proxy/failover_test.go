@@ -1,0 +1,182 @@
+package proxy_test
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/proxy"
+	"github.com/gpupay/gpupay/sdk/route"
+)
+
+// TestFailover: whatever a provider fails by, the next one answers, unseen, and one answer is paid.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	for name, bad := range map[string]func(http.ResponseWriter, *http.Request){
+		"500": status(500), "503": status(503), "429": status(429, "Retry-After", "2"), "401": status(401), "404": status(404), "redirect": status(302, "Location", "http://127.0.0.1:1/"),
+		"402 of the provider": status(402, "Content-Type", "application/problem+json"),
+		"reset before":        func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"reset in a document": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			_, _ = io.WriteString(w, `{"choices":[`)
+		},
+		"an error in the document": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"error":{"message":"out of memory"}}`)
+		},
+	} {
+		for _, members := range []string{"", `,"stream":true`} {
+			t.Run(name+members, func(t *testing.T) {
+				t.Parallel()
+				d := newDesk(t, []*engine{newEngine(t, bad), newEngine(t, well)})
+				d.first(members, 1)
+			})
+		}
+	}
+	for name, bad := range map[string]func(http.ResponseWriter, *http.Request){
+		"an error event first": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, ": ping\n\ndata: {\"error\":{\"message\":\"out of memory\"}}\n\n")
+		},
+		"an empty stream": func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Content-Type", "text/event-stream") },
+		"a torn event": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, `data: {"choi`)
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond)
+			panic(http.ErrAbortHandler)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			newDesk(t, []*engine{newEngine(t, bad), newEngine(t, well)}).first(`,"stream":true`, 1)
+		})
+	}
+}
+
+// first asks the engine that fails first, and has the other answer.
+func (d *desk) first(members string, failures int) {
+	d.Helper()
+	a := d.chat(`,"provider":{"order":["` + strings.TrimPrefix(d.engines[0].URL, "http://") + `"]}` + members)
+	if a.StatusCode != http.StatusOK || a.err != nil || !strings.Contains(a.text, "there") || strings.Contains(a.text, "error") {
+		d.Errorf("%d %q %v", a.StatusCode, a.text, a.err)
+	}
+	if a.Header.Get("X-Gpupay-Provider") != d.engines[1].URL || a.Header.Get("X-Gpupay-Attempts") != "2" || d.engines[0].asked.Load() != 1 {
+		d.Errorf("%v; the first was asked %d times", a.Header, d.engines[0].asked.Load())
+	}
+	d.purse.mu.Lock()
+	defer d.purse.mu.Unlock()
+	if d.purse.done != failures+1 {
+		d.Errorf("%d of 2 reservations were corrected", d.purse.done)
+	}
+}
+
+// TestFailureCostsNothing: the provider that failed is paid nothing, so that a failover is paid once.
+func TestFailureCostsNothing(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) { time.Sleep(300 * time.Millisecond); status(500)(w, r) }), newEngine(t, well)},
+		func(_ *proxy.Config, p *purse) { p.endpoints[0].Price.PerSlotSecond = route.Base(1_000_000) })
+	d.first("", 1)
+	if d.purse.spent.Cmp(route.Base(200_000)) > 0 {
+		t.Errorf("%s was paid: 300 ms of the provider that failed are 300,000", d.purse.spent)
+	}
+}
+
+// TestBrokenStream: an answer that breaks after its beginning ends with an error event, whole events before it, and costs nothing.
+func TestBrokenStream(t *testing.T) {
+	t.Parallel()
+	for name, bad := range map[string]func(http.ResponseWriter, *http.Request){
+		"reset":                 broken,
+		"an end without an end": func(w http.ResponseWriter, r *http.Request) { say(w, "Hel") },
+		"an error event": func(w http.ResponseWriter, r *http.Request) {
+			say(w, "Hel")
+			_, _ = io.WriteString(w, "data: {\"error\":{\"message\":\"it died\"}}\n\n")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t, []*engine{newEngine(t, bad), newEngine(t, well)})
+			a := d.chat(`,"stream":true,"provider":{"order":["` + d.engines[0].URL + `"]}`)
+			if a.err != nil || a.code() != "answer_broken" || !strings.HasPrefix(a.text, chunk("Hel")) || strings.Contains(a.text, "[DONE]") || strings.Contains(a.text, `"ind`+"\n") {
+				t.Errorf("%q %v", a.text, a.err)
+			}
+			if !strings.Contains(a.text, d.engines[0].URL) || d.engines[1].asked.Load() != 0 || a.Trailer.Get("X-Gpupay-Cost") != "0.00" || !d.purse.spent.IsZero() {
+				t.Errorf("%q; trailer %v, spent %s", a.text, a.Trailer, d.purse.spent)
+			}
+		})
+	}
+}
+
+// TestLimit: an answer that runs for longer than was reserved for is ended, said, and paid.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		say(w, "Hel")
+		<-r.Context().Done()
+	})})
+	a := d.chat(`,"stream":true,"max_tokens":1`)
+	if a.err != nil || a.code() != "answer_broken" || !strings.Contains(a.text, "max_tokens") || d.purse.spent.IsZero() {
+		t.Errorf("%q %v: %s", a.text, a.err, d.purse.spent)
+	}
+}
+
+// TestWhoCannotBePaid: a provider that no reservation is to be had for is left out, and a budget that is used is said at once.
+func TestWhoCannotBePaid(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, well), newEngine(t, well)})
+	d.purse.refuse[d.engines[0].URL] = errors.New("its channel's deposit needs gas and a nonce")
+	a := d.chat(`,"provider":{"order":["` + d.engines[0].URL + `"]}`)
+	if a.StatusCode != http.StatusOK || d.engines[0].asked.Load() != 0 || a.Header.Get("X-Gpupay-Attempts") != "2" {
+		t.Errorf("%d %s %v", a.StatusCode, a.text, a.Header)
+	}
+	d.purse.refuse[d.engines[1].URL] = d.purse.refuse[d.engines[0].URL]
+	if a = d.chat(""); a.StatusCode != http.StatusServiceUnavailable || a.code() != "providers_failed" || a.Header.Get("Retry-After") == "" || strings.Contains(a.text, "gas") {
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
+}
+
+// TestErrors: what is wrong is said in OpenAI's shape, with a status by which official clients do what is right, and with what to do.
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, status(400)), newEngine(t, status(429, "Retry-After", "7"))}, func(c *proxy.Config, p *purse) {
+		c.MaxBody = 2000
+		p.endpoints[0].Model = "wrong"
+		p.endpoints[1].Model = "full"
+	})
+	for _, row := range []struct {
+		body, code, words string
+		status            int
+		retry             string
+	}{
+		{`{"model":"wrong"}`, "", "no", 400, ""},
+		{`{"model":"full"}`, "providers_full", "is full", 429, "7"},
+		{`{"model":"none"}`, "model_not_found", "/v1/models", 404, ""},
+		{`{"model":"full","provider":{"only":["elsewhere"]}}`, "no_provider_fits", "options", 404, ""},
+		{`{"model":"full","provider":{"max_price":{"completion":0.000001}}}`, "no_provider_fits", "max_price", 404, ""},
+		{`{"messages":[]}`, "invalid_value", "model", 400, ""},
+		{`[]`, "invalid_value", "object", 400, ""},
+		{`{"model":"a","model":"b"}`, "invalid_value", "twice", 400, ""},
+		{`{"model":"full"}{}`, "invalid_value", "behind", 400, ""},
+		{`{"model":"full","stream":"yes"}`, "invalid_value", "stream", 400, ""},
+		{`{"model":"full","background":true}`, "invalid_value", "background", 400, ""},
+		{`{"model":"full","messages":"` + strings.Repeat("x", 2000) + `"}`, "body_too_large", "2000 bytes", 413, ""},
+	} {
+		a := d.post("/v1/chat/completions", row.body)
+		if a.StatusCode != row.status || a.code() != row.code || !strings.Contains(a.text, row.words) || a.Header.Get("Retry-After") != row.retry {
+			t.Errorf("%.80s: %d %s, Retry-After %q", row.body, a.StatusCode, a.text, a.Header.Get("Retry-After"))
+		}
+		if should := a.Header.Get("X-Should-Retry"); row.code != "" && should != map[bool]string{true: "true", false: "false"}[row.retry != ""] {
+			t.Errorf("%.80s: X-Should-Retry %q", row.body, should)
+		}
+	}
+	if a := d.post("/v1/audio/speech", `{"model":"full"}`); a.StatusCode != 404 || a.code() != "not_served" {
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
+	d.purse.left = 1
+	if a := d.post("/v1/chat/completions", `{"model":"full"}`); a.StatusCode != 402 || a.code() != "budget_used" || !strings.Contains(a.text, "$0.000001") || !strings.Contains(a.text, "00:00 UTC") {
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
+}

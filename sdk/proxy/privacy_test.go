@@ -1,0 +1,79 @@
+package proxy_test
+
+import (
+	"bytes"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gpupay/gpupay/sdk/proxy"
+)
+
+const canary = "canary-7f3a"
+
+// TestNothingIsKept: prompts, answers and keys of callers are in no log at any level, no request log, no metric, no status, no file and no error.
+func TestNothingIsKept(t *testing.T) {
+	t.Parallel()
+	var log, requests locked
+	dir := t.TempDir()
+	keys, err := proxy.OpenKeys(filepath.Join(dir, "keys.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := keys.Add("ci", "1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := func(w http.ResponseWriter, r *http.Request) {
+		if streams(r) {
+			say(w, canary)
+			panic(http.ErrAbortHandler)
+		}
+		http.Error(w, `{"error":{"message":"`+canary+`"}}`, http.StatusInternalServerError)
+	}
+	d := newDesk(t, []*engine{newEngine(t, answers), newEngine(t, answers)}, func(c *proxy.Config, _ *purse) {
+		debug := &slog.HandlerOptions{Level: slog.LevelDebug - 4}
+		c.Log, c.Requests, c.Keys = slog.New(slog.NewJSONHandler(&log, debug)), slog.New(slog.NewJSONHandler(&requests, debug)), keys
+	})
+	var words strings.Builder
+	for _, body := range []string{
+		`{"model":"m","messages":[{"role":"user","content":"` + canary + `"}],"user":"` + canary + `"}`,
+		`{"model":"m","stream":true,"messages":[{"role":"user","content":"` + canary + `"}]}`,
+		`{"model":"m","stream":"` + canary + `"}`, `{"model":"m","` + canary, canary,
+	} {
+		a := d.post("/v1/chat/completions?"+canary, body, "Authorization", "Bearer "+secret, "X-Request-Id", canary)
+		if a.StatusCode >= 400 {
+			words.WriteString(a.text)
+		}
+		d.post("/v1/chat/completions", body, "Authorization", "Bearer "+canary)
+	}
+	for name, h := range map[string]http.Handler{"metrics": d.server.Metrics(), "status": d.server.StatusHandler()} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1/", nil))
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "budget_left") {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+		words.Write(w.Body.Bytes())
+	}
+	words.WriteString(log.String() + requests.String())
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			text, _ := os.ReadFile(path)
+			words.Write(text)
+		}
+		return nil
+	})
+	if n := bytes.Count(requests.Bytes(), []byte("\n")); n != 10 || !strings.Contains(requests.String(), `"cost":"0.00"`) {
+		t.Errorf("%d lines of 10 requests: %s", n, requests.String())
+	}
+	for _, line := range strings.Split(words.String(), "\n") {
+		if strings.Contains(line, canary) || strings.Contains(line, secret[3:]) {
+			t.Errorf("kept: %.300s", line)
+		}
+	}
+}
