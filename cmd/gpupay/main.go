@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string) error {
 
 func commands(app *cli.App) []*urfave.Command {
 	return []*urfave.Command{
-		newServe(app).command(), newRent(app).command(), newNode(app).command(), newTower(app).command(),
+		newServe(app).command(), newRent(app).command(), newProxy(app).command(app), budgetCommand(app), newNode(app).command(), newTower(app).command(),
 		newAccounts(app).command(), newCheckup(app).command(), newKeys(app).command(),
 		newDeploy(app).command(), newTrace(app).command(), newVerify(app).command(), versionCommand(app),
 	}

@@ -54,11 +54,12 @@ type Chain struct {
 	Escrow  common.Address
 	Token   common.Address // open mint, ERC-3009 and permit, six decimals
 
-	sim    *simulated.Backend
-	faucet *ecdsa.PrivateKey
-	mining sync.Mutex // the simulated chain makes one block at a time
-	stop   context.CancelFunc
-	done   chan struct{}
+	sim       *simulated.Backend
+	faucet    *ecdsa.PrivateKey
+	elsewhere bool       // another process makes the blocks
+	mining    sync.Mutex // the simulated chain makes one block at a time
+	stop      context.CancelFunc
+	done      chan struct{}
 }
 
 var coins = new(big.Int).Mul(big.NewInt(1000), big.NewInt(1e18))
@@ -259,6 +260,32 @@ func (c *Chain) Fund(ctx context.Context, to common.Address, wei *big.Int, token
 	return nil
 }
 
+// ErrOther says that a chain is not one of this package's.
+var ErrOther = errors.New("it is not a chain of devchain's")
+
+// Gives gives an address tokens, and a coin, on a chain that another process has started: its faucet's key is known to everyone. A chain
+// of another id, or whose faucet has nothing, is ErrOther, and nothing is sent to it.
+func Gives(ctx context.Context, rpc string, token, to common.Address, tokens uint256.Int) error {
+	client, err := chain.Dial(ctx, rpc)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	c := &Chain{Backend: client, Token: token, faucet: key("faucet"), elsewhere: true}
+	id, err := client.ChainID(ctx)
+	if err != nil {
+		return err
+	}
+	has, err := client.BalanceAt(ctx, crypto.PubkeyToAddress(c.faucet.PublicKey), nil)
+	if err != nil {
+		return err
+	}
+	if id.Cmp(big.NewInt(ChainID)) != 0 || has.Cmp(coins) < 0 {
+		return ErrOther
+	}
+	return c.Fund(ctx, to, big.NewInt(1e18), tokens)
+}
+
 // await has what a binding just sent mined, at once.
 func (c *Chain) await(ctx context.Context) func(*types.Transaction, error) error {
 	return func(tx *types.Transaction, err error) error {
@@ -266,7 +293,9 @@ func (c *Chain) await(ctx context.Context) func(*types.Transaction, error) error
 			return err
 		}
 		for {
-			c.Mine()
+			if !c.elsewhere {
+				c.Mine()
+			}
 			receipt, err := c.Backend.TransactionReceipt(ctx, tx.Hash())
 			if err == nil && receipt.Status != types.ReceiptStatusSuccessful {
 				return fmt.Errorf("transaction %s reverted", tx.Hash())

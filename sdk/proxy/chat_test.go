@@ -114,3 +114,20 @@ func TestAbort(t *testing.T) {
 		}
 	}
 }
+
+// TestReserved: while a request runs, what it can cost at the most is out of the budget; after it, what it cost.
+func TestReserved(t *testing.T) {
+	t.Parallel()
+	var d *desk
+	var least route.Nano
+	d = newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		least, _ = d.purse.Left("")
+		well(w, r)
+	})})
+	before, _ := d.purse.Left("")
+	d.chat("")
+	after, _ := d.purse.Left("")
+	if least.Add(route.Base(1000)).Cmp(before) > 0 || after.Add(route.Base(1000)).Cmp(before) < 0 { // a second costs 1000, and it may take longer
+		t.Errorf("%s were left before, %s while it ran, %s after", before, least, after)
+	}
+}

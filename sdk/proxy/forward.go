@@ -131,11 +131,12 @@ func (c *call) choose() (*attempt, *APIError) {
 func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
 	ctx, cancel := context.WithTimeout(c.r.Context(), payTimeout)
 	defer cancel()
+	c.running.Add(1) // from here on something may be set aside for it
 	hold, err := c.config.Pool.Reserve(ctx, c.key.Name, choice.Endpoint.ID, choice.Reserve)
 	if err == nil {
-		c.running.Add(1)
 		return &attempt{choice: choice, hold: hold}, nil
 	}
+	c.running.Add(-1)
 	if errors.Is(err, ErrBudget) || c.r.Context().Err() != nil {
 		c.router.Done(c.clock(), choice, route.Result{Outcome: route.Aborted})
 		if c.r.Context().Err() != nil {

@@ -52,7 +52,7 @@ func TestGuard(t *testing.T) {
 func TestKeys(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "keys.json")
-	keys, err := proxy.OpenKeys(file)
+	keys, err := proxy.OpenKeys(file, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestKeys(t *testing.T) {
 	if got := ask("whatever"); got != 200 {
 		t.Errorf("without keys: %d", got)
 	}
-	other, err := proxy.OpenKeys(file) // as another process has it
+	other, err := proxy.OpenKeys(file, nil) // as another process has it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,8 @@ type Key struct {
 // Keys are the local keys in a file, which may be changed while a Server runs. While there is no such file no key is asked for; while
 // there is one nobody gets past it without, also where no key is left in it.
 type Keys struct {
-	path string
+	path    string
+	changed func([]Key) error
 
 	mu   sync.Mutex
 	seen bool // a file was there: that it is gone opens nothing
@@ -46,9 +47,10 @@ var errNoKey = errors.New("no local key has this secret")
 
 var keyName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
-// OpenKeys are the keys in a file, which need not be there.
-func OpenKeys(path string) (*Keys, error) {
-	k := &Keys{path: path}
+// OpenKeys are the keys in a file, which need not be there. Whenever the file was read anew, changed is told before any key is let in, so
+// that a key's budget holds from its first request on; its error lets nobody in. It may be nil.
+func OpenKeys(path string, changed func([]Key) error) (*Keys, error) {
+	k := &Keys{path: path, changed: changed}
 	return k, k.load()
 }
 
@@ -80,6 +82,11 @@ func (k *Keys) load() error {
 	var file keyFile
 	if err := json.Unmarshal(text, &file); err != nil {
 		return fmt.Errorf("%s is no file of local keys: %w", k.path, err)
+	}
+	if k.changed != nil {
+		if err := k.changed(file.Keys); err != nil {
+			return fmt.Errorf("%s: %w", k.path, err)
+		}
 	}
 	k.all, k.mod, k.size = file.Keys, info.ModTime(), info.Size()
 	return nil

@@ -3,15 +3,18 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 
+	"github.com/gpupay/gpupay/sdk/budget"
+	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/route"
 )
 
 // ErrBudget is what a Pool's error is when a budget does not hold a reservation.
 var ErrBudget = errors.New("the budget does not hold it")
 
-// Pool pays providers out of one budget a day. It is safe for concurrent use.
+// Pool pays providers out of one budget a day; see FromPool. It is safe for concurrent use.
 type Pool interface {
 	// Endpoints are those that may be asked now, at the prices that they have signed.
 	Endpoints() []route.Endpoint
@@ -28,4 +31,22 @@ type Hold interface {
 	RoundTrip(*http.Request) (*http.Response, error)
 	// Done corrects the reservation to what the request cost. It is called once.
 	Done(ctx context.Context, cost route.Nano) error
+}
+
+// FromPool is a Pool of rentals at providers.
+func FromPool(p *pool.Pool) Pool { return pooled{p} }
+
+type pooled struct{ *pool.Pool }
+
+// Reserve tells a budget that is used from a provider that cannot be paid.
+func (p pooled) Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error) {
+	hold, err := p.Pool.Reserve(ctx, key, endpoint, most)
+	var over *budget.ExceededError
+	switch {
+	case errors.As(err, &over):
+		return nil, fmt.Errorf("%w: %w", ErrBudget, err)
+	case err != nil:
+		return nil, err
+	}
+	return hold, nil
 }

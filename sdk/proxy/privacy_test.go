@@ -21,7 +21,7 @@ func TestNothingIsKept(t *testing.T) {
 	t.Parallel()
 	var log, requests locked
 	dir := t.TempDir()
-	keys, err := proxy.OpenKeys(filepath.Join(dir, "keys.json"))
+	keys, err := proxy.OpenKeys(filepath.Join(dir, "keys.json"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
