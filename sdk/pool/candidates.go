@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/gpupay/gpupay/internal/exactjson"
@@ -105,9 +107,10 @@ func check(list []Candidate) error {
 	type name struct{ url, model, revision, quantization string }
 	seen := make(map[name]bool)
 	for i, c := range list {
-		n := name{c.URL, c.Model, c.Revision, c.Quantization}
-		if c.URL == "" || len(c.URL) > 512 || c.Model == "" {
-			return fmt.Errorf("candidate %d: it needs a URL of at most 512 bytes and a model", i+1)
+		n := name{base(c.URL), c.Model, c.Revision, c.Quantization}
+		u, err := url.Parse(c.URL)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || len(c.URL) > 512 || c.Model == "" {
+			return fmt.Errorf("candidate %d: it needs a model, and a provider's URL such as https://host/path of at most 512 bytes, without a password or a query", i+1)
 		}
 		if seen[n] {
 			return fmt.Errorf("candidate %d: %.100q serves %.100q twice", i+1, redact.URL(c.URL), c.Model)
@@ -116,6 +119,9 @@ func check(list []Candidate) error {
 	}
 	return nil
 }
+
+// base is a provider's URL as its rentals have it.
+func base(url string) string { return strings.TrimRight(url, "/") }
 
 // ErrEndpoint says that no signed offer of an endpoint stands, or that it takes no requests now. Nothing was reserved.
 var ErrEndpoint = errors.New("endpoint takes no requests now")

@@ -11,15 +11,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gpupay/gpupay/metering/slots"
 	"github.com/gpupay/gpupay/sdk/budget"
 	"github.com/gpupay/gpupay/sdk/route"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
-
-func duration(nanos int64) time.Duration { return time.Duration(nanos) }
-
-// tolerance is for how much slot time a provider's records may pass a renter's own clock, over a lease: slots.DefaultTolerance.
-const tolerance = 2 * time.Second
 
 // Hold is a reservation for one request. End it by Done, whatever became of the request.
 type Hold struct {
@@ -44,7 +40,7 @@ type Hold struct {
 // *budget.ExceededError, which says when the day ends; an endpoint that takes no requests is ErrEndpoint.
 func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nano) (*Hold, error) {
 	p.mu.Lock()
-	s, closing := p.sites[endpoint], p.closing
+	s, closing := p.sites[base(endpoint)], p.closing
 	p.mu.Unlock()
 	if closing {
 		return nil, ErrClosed
@@ -85,7 +81,7 @@ func (h *Hold) aside(ctx context.Context, day string, limits budget.Limits) erro
 	if kept {
 		return nil
 	}
-	over := route.Price{PerSlotSecond: l.terms.price}.Pay(tolerance, 0, 0)
+	over := route.Price{PerSlotSecond: l.terms.price}.Pay(slots.DefaultTolerance, 0, 0) // by which they may, in a lease
 	if err := h.p.books.Aside(ctx, h.id, l.rental.ID().Hex(), limits, over); err != nil {
 		return err
 	}

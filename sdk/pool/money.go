@@ -2,12 +2,14 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/u256"
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -56,16 +58,12 @@ func (p *Pool) Money(ctx context.Context) (Money, error) {
 		if r.Phase == renter.PhaseClosed {
 			continue
 		}
-		c := Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase, Promised: r.Promised, Owed: u256.Max(r.Owed, r.Paid)}
-		if r.Phase != renter.PhaseOpening || r.Promised.IsZero() {
-			c.Deposit = r.Deposit
+		c, over, err := p.at(ctx, r)
+		if err != nil {
+			return m, fmt.Errorf("pool: where the money of channel %s is: %w", r.Channel, err)
 		}
-		c.Owed = u256.Min(c.Owed, c.Deposit)
-		c.Refundable.Sub(&c.Deposit, &c.Owed)
-		if !c.Refundable.IsZero() {
-			if c.From, err = p.back(ctx, r); err != nil {
-				return m, fmt.Errorf("pool: when the money of channel %s is back: %w", r.Channel, err)
-			}
+		if over {
+			continue
 		}
 		m.Owed.Add(&m.Owed, &c.Owed)
 		m.Refundable.Add(&m.Refundable, &c.Refundable)
@@ -76,24 +74,28 @@ func (p *Pool) Money(ctx context.Context) (Money, error) {
 	return m, nil
 }
 
-// back is when a channel's refund is there at the latest.
-func (p *Pool) back(ctx context.Context, r renter.State) (time.Time, error) {
+// at is the money in a rental's channel, as the chain has it; over: it has paid out all.
+func (p *Pool) at(ctx context.Context, r renter.State) (c Channel, over bool, err error) {
 	rental, err := p.client.Rental(ctx, r.Channel)
 	if err != nil {
-		return time.Time{}, err
+		return c, false, err
 	}
-	w := p.client.Wallet()
-	escrow, err := chain.NewEscrow(ctx, w.Backend, rental.Terms().Escrow)
+	escrow, err := chain.NewEscrow(ctx, p.client.Wallet().Backend, rental.Terms().Escrow)
 	if err != nil {
-		return time.Time{}, err
+		return c, false, err
 	}
 	view, err := escrow.View(ctx, r.Channel, nil)
-	if err != nil {
-		return time.Time{}, err
+	if err != nil && !errors.Is(err, channel.ErrUnknown) { // one that is being opened is not there yet
+		return c, false, err
 	}
-	asked := p.now()
-	if view.CloseRequestedAt != 0 {
-		asked = time.Unix(int64(view.CloseRequestedAt), 0)
+	c = Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase, Deposit: view.Deposit, Promised: r.Promised}
+	c.Owed = u256.Min(u256.Max(r.Owed, r.Paid), c.Deposit)
+	if c.Refundable.Sub(&c.Deposit, &c.Owed); !c.Refundable.IsZero() {
+		asked := p.client.Wallet().Now()
+		if view.CloseRequestedAt != 0 {
+			asked = time.Unix(int64(view.CloseRequestedAt), 0)
+		}
+		c.From = asked.Add(escrow.Grace())
 	}
-	return asked.Add(escrow.Grace()), nil
+	return c, view.Finalized, nil
 }

@@ -180,7 +180,7 @@ func (p *Pool) Set(candidates []Candidate) error {
 	p.candidates = append([]Candidate(nil), candidates...)
 	wanted := make(map[string]bool)
 	for _, c := range candidates {
-		wanted[c.URL] = true
+		wanted[base(c.URL)] = true
 		s := p.site(c.URL)
 		if s.forget == nil {
 			ctx, cancel := context.WithCancel(p.ctx)
@@ -199,6 +199,7 @@ func (p *Pool) Set(candidates []Candidate) error {
 
 // site is that of a URL, made if there is none. The caller holds mu.
 func (p *Pool) site(url string) *site {
+	url = base(url)
 	s := p.sites[url]
 	if s == nil {
 		s = &site{p: p, url: url}

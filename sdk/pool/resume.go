@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
@@ -126,7 +127,7 @@ func billed(price metering.Price, rec metering.SignedRecord) (budget.Record, err
 	}
 	r.Unnamed = slots.MoreNanos > 0
 	for _, request := range slots.Requests {
-		r.Bills = append(r.Bills, budget.Bill{Request: request.ID, Cost: route.Price{PerSlotSecond: t.price}.Pay(duration(request.Nanos), 0, 0)})
+		r.Bills = append(r.Bills, budget.Bill{Request: request.ID, Cost: route.Price{PerSlotSecond: t.price}.Pay(time.Duration(request.Nanos), 0, 0)})
 	}
 	return r, nil
 }

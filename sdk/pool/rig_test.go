@@ -57,15 +57,18 @@ func newTown(t *testing.T) *town {
 		t.Fatal(err)
 	}
 	return &town{T: t, chain: local, key: key, dir: t.TempDir(),
-		caps: wallet.Caps{PricePerGPUHour: "400", PerLease: "5", PerDay: "9", PerPayee: wallet.Unlimited}}
+		caps: caps}
 }
+
+var caps = wallet.Caps{PricePerGPUHour: "400", PerLease: "5", PerDay: "9", PerPayee: wallet.Unlimited}
 
 const funds = 10_000_000 // base units: 10 tokens
 
 // shop is a sidecar before an inference server that takes as many milliseconds as it is asked to.
 type shop struct {
 	*httptest.Server
-	server *sidecar.Server
+	config sidecar.Config
+	server atomic.Pointer[sidecar.Server]
 	stop   context.CancelFunc
 	ran    chan error
 	dead   atomic.Bool
@@ -95,7 +98,7 @@ func (w *town) shop(price string, slots int) *shop {
 		_, _ = io.WriteString(out, `{"choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}]}`)
 	}))
 	w.Cleanup(engine.Close)
-	server, err := sidecar.New(w.Context(), sidecar.Config{Upstream: engine.URL, Provider: provider.Config{
+	s.config = sidecar.Config{Upstream: engine.URL, Provider: provider.Config{
 		RPC: w.chain.URL, Escrow: w.chain.Escrow, Token: w.chain.Token, Key: channel.NewKey(w.chain.Keys[w.keys]), Database: filepath.Join(w.TempDir(), "provider.db"),
 		PricePerGPUHour: price, Share: provider.Share{Slots: slots}, Source: sim.New(1, sim.Options{}),
 		Deposits: provider.Deposits{Min: "0.01"}, Terms: provider.Terms{Credit: 5 * time.Second},
@@ -103,28 +106,50 @@ func (w *town) shop(price string, slots int) *shop {
 		Chain:      provider.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour},
 		Settlement: settle.Policy{Interval: time.Hour, LeastRow: *uint256.NewInt(1)},
 		Log:        slog.New(slog.DiscardHandler),
-	}})
-	if err != nil {
-		w.Fatal(err)
-	}
+	}}
 	w.keys++
-	ctx, stop := context.WithCancel(context.Background())
-	s.server, s.stop = server, stop
-	go func() { s.ran <- server.Run(ctx) }()
+	s.start(w.T)
 	s.Server = rig.Serve(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		if s.dead.Load() {
 			panic(http.ErrAbortHandler)
 		}
-		server.ServeHTTP(out, r)
+		s.server.Load().ServeHTTP(out, r)
 	}))
 	w.Cleanup(func() {
-		stop()
-		<-s.ran
-		_ = server.Close()
+		s.shut()
 		s.CloseClientConnections()
 		s.Server.Close()
 	})
 	return s
+}
+
+func (s *shop) start(t *testing.T) {
+	t.Helper()
+	server, err := sidecar.New(t.Context(), s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.server.Store(server)
+	go func() { s.ran <- server.Run(ctx) }()
+}
+
+func (s *shop) shut() {
+	s.stop()
+	<-s.ran
+	_ = s.server.Load().Close()
+}
+
+// reprice starts it again at another price.
+func (s *shop) reprice(t *testing.T, price string) {
+	t.Helper()
+	s.dead.Store(true)
+	rig.HangUp(s.Server)
+	s.shut()
+	s.config.Provider.PricePerGPUHour = price
+	s.start(t)
+	s.dead.Store(false)
 }
 
 // vanish has nobody be there.

@@ -109,7 +109,7 @@ func (s *site) terms() (terms, bool) {
 	if s.lease != nil {
 		return s.lease.terms, true
 	}
-	stands := s.offer.slots > 0 && s.p.now().Before(s.offer.until) && !time.Now().Before(s.retry)
+	stands := s.offer.slots > 0 && s.p.client.Wallet().Now().Before(s.offer.until) && !time.Now().Before(s.retry)
 	return s.offer, stands
 }
 
@@ -322,7 +322,7 @@ func (s *site) tend(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	if l != nil {
-		l.correct(ctx)
+		s.p.correct(ctx, l.rental)
 	}
 }
 
@@ -456,6 +456,3 @@ func (l *lease) release() {
 	l.holds--
 	l.used = time.Now()
 }
-
-// correct reads what new records bill.
-func (l *lease) correct(ctx context.Context) { l.site.p.correct(ctx, l.rental) }
