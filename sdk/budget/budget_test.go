@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -228,13 +229,14 @@ func TestAmounts(t *testing.T) {
 	if _, err := b.Reserve(t.Context(), noon, "", budget.Limits{All: route.Nanos(3)}, route.Nanos(1)); !errors.As(err, &over) {
 		t.Errorf("a fourth billionth of three: %v", err)
 	}
-	id := reserve(t, b, noon, "", limits, 5)
+	id, beside := reserve(t, b, noon, "", limits, 5), reserve(t, b, noon, "", limits, 5)
 	ok(t, b.Dispatch(t.Context(), id, "0xc1", 1))
 	ok(t, b.Done(t.Context(), id, most))
 	ok(t, b.Correct(t.Context(), budget.Record{Channel: "0xc1", Lease: "0x1e", Sequence: 1, Bills: []budget.Bill{{1, most}}}))
 	if _, err := b.Reserve(t.Context(), noon, "", budget.Limits{All: route.Base(100)}, route.Nanos(1)); !errors.As(err, &over) || !over.Left.IsZero() {
 		t.Errorf("after an endless bill: %v", err)
 	}
+	ok(t, b.Done(t.Context(), beside, route.Nano{}))
 	ok(t, b.Correct(t.Context(), budget.Record{Channel: "0xc1", Lease: "0x1e", Sequence: 2, Bills: []budget.Bill{{1, most}}}))
 	reserve(t, b, noon.AddDate(0, 0, 1), "", budget.Limits{All: route.Base(100)}, 100)
 }
@@ -246,7 +248,7 @@ func TestAlone(t *testing.T) {
 	if _, err := budget.Open(t.Context(), path); !errors.Is(err, store.ErrInUse) {
 		t.Errorf("%v", err)
 	}
-	if _, err := budget.Open(t.Context(), "postgres://gpupay:hunter2@127.0.0.1/gpupay"); err == nil {
-		t.Error("a server")
+	if _, err := budget.Open(t.Context(), "postgres://gpupay:hunter2@127.0.0.1:1/gpupay"); err == nil || !strings.Contains(err.Error(), "not a file") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a server: %v", err)
 	}
 }

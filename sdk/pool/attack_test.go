@@ -269,6 +269,10 @@ func TestEndsAtItsMost(t *testing.T) {
 	p := w.pool(client, nil)
 	offer(t, p, s)
 	must(t, p, "", s, route.Base(5000), ask{Millis: 1})
+	before, err := p.Left("")
+	if err != nil {
+		t.Fatal(err)
+	}
 	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(2500))
 	if err != nil {
 		t.Fatal(err)
@@ -283,8 +287,8 @@ func TestEndsAtItsMost(t *testing.T) {
 	if err := errors.Join(h.Done(t.Context(), route.Nano{}), h.Done(t.Context(), route.Nano{})); err != nil {
 		t.Error(err)
 	}
-	if got := counted(t, p); got.Cmp(route.Base(2500)) < 0 { // nobody knows yet that it is billed less
-		t.Errorf("%s count of what was given up", got)
+	if left, err := p.Left(""); err != nil || before.Sub(left).Cmp(route.Base(2000)) < 0 { // it is billed until then, or a little less
+		t.Errorf("%s count of what was given up: %v", before.Sub(left), err)
 	}
 	if _, err := p.Reserve(t.Context(), "", s.URL, route.Nanos(5)); err == nil {
 		t.Error("dust pays for no time")
@@ -368,9 +372,53 @@ func TestSickProvider(t *testing.T) {
 			t.Fatal(err)
 		}
 		m, err := again.Money(t.Context())
-		return err == nil && len(m.Channels) == 0
+		rentals, failed := client.History(t.Context())
+		return err == nil && len(m.Channels) == 0 && failed == nil && rentals[0].Closed != nil
 	})
 	w.settled(client)
+}
+
+// TestOpeningThatIsLost: a deposit whose provider does not answer is not made a second time, and comes back where it never does.
+func TestOpeningThatIsLost(t *testing.T) {
+	for name, answers := range map[string]bool{"answers later": true, "never answers": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newTown(t)
+			s := w.shop("36", 4)
+			client := w.client()
+			p := w.pool(client, func(c *pool.Config) { c.Idle = 2 * time.Second })
+			offer(t, p, s)
+			s.drops.Store(1 << 40)
+			if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000)); err == nil {
+				t.Fatal("it was opened")
+			}
+			if got := counted(t, p); !got.IsZero() {
+				t.Errorf("%s count for what was never sent", got)
+			}
+			if answers {
+				s.drops.Store(0)
+				rig.Each(t, 500*time.Millisecond, "its rental", func() bool {
+					h, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000))
+					return err == nil && h.Done(t.Context(), route.Nano{}) == nil
+				})
+				if err := p.Close(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				rig.Each(t, 300*time.Millisecond, "its refund", func() bool {
+					if err := w.chain.AdvanceTime(5 * time.Minute); err != nil {
+						t.Fatal(err)
+					}
+					rentals, err := client.History(t.Context())
+					return err == nil && len(rentals) == 1 && rentals[0].Closed != nil
+				})
+			}
+			rentals, err := client.History(t.Context())
+			if err != nil || len(rentals) != 1 {
+				t.Errorf("%d deposits were made: %v", len(rentals), err)
+			}
+			w.settled(client)
+		})
+	}
 }
 
 // TestCapsBelowTheBudget: the caps stand before the key whatever the budget has left, what they refuse is not counted, and nothing is lost.

@@ -37,11 +37,10 @@ func (p *Pool) resume(ctx context.Context) error {
 			p.log.Warn("reservations stay at their most: their channel's rental is not to be had", "channel", id, "err", err)
 			continue
 		}
-		p.correct(ctx, rental)
 		if phase := rental.Snapshot().Phase; phase == renter.PhaseClosed || phase == renter.PhaseFinished {
-			if err := p.books.Settle(ctx, id); err != nil {
-				return fmt.Errorf("pool: %w", err)
-			}
+			p.settle(ctx, rental)
+		} else {
+			p.correct(ctx, rental)
 		}
 	}
 	return nil
@@ -81,11 +80,24 @@ func (p *Pool) adopt(ctx context.Context, r renter.State) error {
 // batch is how many records are read at once.
 const batch = 64
 
-// correct has the reservations count at what the records of a rental bill, as far as they came.
-func (p *Pool) correct(ctx context.Context, rental *renter.Rental) {
-	if err := p.read(context.WithoutCancel(ctx), rental); err != nil {
+// settle has nothing more be billed on a channel that is over. What a record that was not read bills would be forgotten: then it waits for
+// the next start.
+func (p *Pool) settle(ctx context.Context, rental *renter.Rental) {
+	if !p.correct(ctx, rental) {
+		return
+	}
+	if err := p.books.Settle(context.WithoutCancel(ctx), rental.ID().Hex()); err != nil {
+		p.log.Warn("what no record of a closed channel names stays at its most", "channel", rental.ID(), "err", err)
+	}
+}
+
+// correct has the reservations count at what the records of a rental bill, as far as they came, and reports whether all were read.
+func (p *Pool) correct(ctx context.Context, rental *renter.Rental) bool {
+	err := p.read(context.WithoutCancel(ctx), rental)
+	if err != nil {
 		p.log.Warn("what records bill is not corrected yet: it counts at its most, or as it was measured", "channel", rental.ID(), "err", err)
 	}
+	return err == nil
 }
 
 func (p *Pool) read(ctx context.Context, rental *renter.Rental) error {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -72,6 +73,7 @@ type shop struct {
 	stop   context.CancelFunc
 	ran    chan error
 	dead   atomic.Bool
+	drops  atomic.Int64 // openings whose answer gets lost
 	asked  atomic.Int64
 }
 
@@ -111,6 +113,9 @@ func (w *town) shop(price string, slots int) *shop {
 	s.start(w.T)
 	s.Server = rig.Serve(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		if s.dead.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		if strings.HasPrefix(r.URL.Path, "/lease") && r.Header.Get("Authorization") != "" && s.drops.Add(-1) >= 0 {
 			panic(http.ErrAbortHandler)
 		}
 		s.server.Load().ServeHTTP(out, r)

@@ -341,9 +341,9 @@ func (s *site) finish(ctx context.Context, id common.Hash, rental *renter.Rental
 			} else {
 				closing, err = rental.Close(ctx)
 			}
-			s.p.correct(ctx, rental)
 			if closing.Channel != (common.Hash{}) {
-				s.settle(ctx, closing, err)
+				s.p.log.Info("a rental is over", "provider", s.url, "channel", id, "settled", closing.Settled.Dec(), "refunded", closing.Refunded.Dec(), "err", err)
+				s.p.settle(ctx, rental)
 				return
 			}
 		}
@@ -361,14 +361,6 @@ func (s *site) finish(ctx context.Context, id common.Hash, rental *renter.Rental
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, time.Minute)
-	}
-}
-
-// settle has nothing more be billed on a channel that is over.
-func (s *site) settle(ctx context.Context, closing renter.Closing, with error) {
-	s.p.log.Info("a rental is over", "provider", s.url, "channel", closing.Channel, "settled", closing.Settled.Dec(), "refunded", closing.Refunded.Dec(), "err", with)
-	if err := s.p.books.Settle(context.WithoutCancel(ctx), closing.Channel.Hex()); err != nil {
-		s.p.log.Warn("what a closed channel's requests cost is not corrected", "channel", closing.Channel, "err", err)
 	}
 }
 
