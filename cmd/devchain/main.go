@@ -12,14 +12,9 @@ import (
 	"os"
 	"strconv"
 
-	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/internal/cli"
 	"github.com/gpupay/gpupay/internal/devchain"
 )
-
-const purse = 1_000_000_000 // base units that the renter has: 1,000 tokens
 
 func main() { cli.Main(run) }
 
@@ -36,29 +31,15 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--port %q is not a port", *listen)
 	}
-	chain, err := devchain.Start(context.WithoutCancel(ctx), devchain.Options{Port: int(port), Genesis: devchain.X402()})
+	chain, err := devchain.NewTrial(context.WithoutCancel(ctx), devchain.Options{Port: int(port), Genesis: devchain.X402()}, *file)
 	if err != nil {
 		return err
 	}
 	defer chain.Close()
-	provider, renter := chain.Keys[0], chain.Keys[1]
-	if err := chain.Fund(ctx, crypto.PubkeyToAddress(renter.PublicKey), nil, *uint256.NewInt(purse)); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "gpupay-devchain-") // databases that are of this chain end with it
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	env := fmt.Sprintf("export DEVCHAIN_DIR=%s\nexport GPUPAY_RPC=%s\nexport GPUPAY_ESCROW=%s\nexport GPUPAY_TOKEN=%s\nexport PROVIDER_KEY=%x\nexport RENTER_KEY=%x\n",
-		dir, chain.URL, chain.Escrow, chain.Token, crypto.FromECDSA(provider), crypto.FromECDSA(renter))
-	if err := os.WriteFile(*file, []byte(env), 0o600); err != nil {
-		return err
-	}
 	fmt.Printf("a chain for tests, id %d, at %s, until this program ends; nothing on it is worth money, and its keys are known to everyone\n", devchain.ChainID, chain.URL)
 	fmt.Println("x402's contracts on it are stand-ins of ours, not the code that is live elsewhere")
 	fmt.Printf("ready: source %s\n", *file)
 	<-ctx.Done()
-	fmt.Printf("stopping: the chain is gone, and %s with the databases in it is deleted\n", dir)
+	fmt.Printf("stopping: the chain is gone, and %s with the databases in it is deleted\n", chain.Dir)
 	return nil
 }

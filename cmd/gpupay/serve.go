@@ -69,6 +69,9 @@ func (s *serve) read() (err error) {
 	if c.Nodes.Links, c.Nodes.Identity, err = cli.Links(s.nodes, s.identity); err != nil {
 		return err
 	}
+	if s.embedded() && !s.flags.KeyGiven() {
+		return nil
+	}
 	if c.Key, err = s.flags.LoadKey(); err != nil || os.Getenv(pastKey) == "" {
 		return err
 	}
@@ -77,7 +80,14 @@ func (s *serve) read() (err error) {
 	return err
 }
 
-func (s *serve) run(ctx context.Context) error {
+func (s *serve) run(ctx context.Context) (err error) {
+	if s.embedded() {
+		done, err := s.embed(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	if len(s.config.Nodes.Links) == 0 {
 		source, err := cli.SourceOrAway(s.gpu)
 		if err != nil {
@@ -144,6 +154,10 @@ func (s *serve) stop(ctx context.Context, provider opened) error {
 	if s.drain {
 		s.config.Log.Info("ending all leases and settling")
 		return provider.Drain(ctx)
+	}
+	if s.embedded() {
+		fmt.Println("stopping: the chain within this program is gone, and its databases with it")
+		return provider.close()
 	}
 	fmt.Println("stopping: leases and vouchers are kept, and go on when it is started again with this --db (--drain ends and settles them instead)")
 	return provider.close()

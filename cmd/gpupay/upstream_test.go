@@ -118,3 +118,15 @@ func TestUpstreamFlagsGoTogether(t *testing.T) {
 		}
 	}
 }
+
+// TestTrialIsForNobodyElse: the chain within the program is for who tries it. What renters elsewhere would come to, and what would be opened
+// again when the chain is gone, is refused.
+func TestTrialIsForNobodyElse(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, args := range []string{"--domain gpu.example.org", "--public-url https://gpu.example.org", "--db provider.db", "--payout 0x" + strings.Repeat("1", 40)} {
+		err := run(t.Context(), strings.Fields("serve --gpu sim --upstream http://127.0.0.1:1 --slots 3 "+args))
+		if err == nil || !strings.Contains(err.Error(), "give --rpc, --escrow and --token") {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}

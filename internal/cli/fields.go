@@ -59,3 +59,8 @@ func (f *Flags) say(name string) string {
 func (f *Flags) Has(name string) bool {
 	return slices.ContainsFunc(f.list, func(flag urfave.Flag) bool { return slices.Contains(flag.Names(), name) })
 }
+
+// Given reports whether one of the flags has a value of the command line, the environment or the file, and not its default.
+func (f *Flags) Given(names ...string) bool {
+	return slices.ContainsFunc(f.list, func(flag urfave.Flag) bool { return flag.IsSet() && slices.Contains(names, flag.Names()[0]) })
+}
