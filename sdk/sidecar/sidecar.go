@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
@@ -40,7 +41,8 @@ type Config struct {
 // Server serves offers and leases as its provider does, and the inference server's routes to who has a lease.
 type Server struct {
 	*provider.Server
-	proxy *upstream.Proxy
+	proxy  *upstream.Proxy
+	models *models
 }
 
 // New starts a provider before an inference server, which need not run yet. Its errors say what to do.
@@ -66,7 +68,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		proxy.Close()
 		return nil, err
 	}
-	return &Server{Server: p, proxy: proxy}, nil
+	return &Server{Server: p, proxy: proxy, models: newModels(proxy.Models)}, nil
 }
 
 // times are how long an answer may stand still before the inference server has failed, which is before a request has run for as long as
@@ -93,14 +95,19 @@ const maxIdle = 5 * time.Minute
 // Run settles, and watches the inference server: while that is down nothing is rented and nothing billed. It returns when ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		s.proxy.Watch(ctx, func(h upstream.Health) { s.Slots().SetDown(h.Err) })
-	}()
+	every := time.NewTicker(listEvery)
+	defer every.Stop()
+	var watches sync.WaitGroup
+	watches.Go(func() { s.models.run(ctx, every.C) })
+	watches.Go(func() {
+		s.proxy.Watch(ctx, func(h upstream.Health) {
+			s.Slots().SetDown(h.Err)
+			s.models.heard(h)
+		})
+	})
 	err := s.Server.Run(ctx)
 	cancel()
-	<-watched
+	watches.Wait()
 	return err
 }
 
@@ -110,8 +117,12 @@ func (s *Server) Close() error {
 	return s.Server.Close()
 }
 
-// ServeHTTP serves offers, leases and the inference server's routes.
+// ServeHTTP serves offers, leases, the inference server's routes and, to everybody at /models, the list of its models.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == modelsPath && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		s.models.ServeHTTP(w, r)
+		return
+	}
 	if !s.proxy.Serves(r) {
 		s.Server.ServeHTTP(w, r)
 		return

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -263,11 +264,15 @@ func TestEngineThatIsDown(t *testing.T) {
 	if _, err := g.client.Rent(t.Context(), s.site.URL, renter.Options{Share: true, Deposit: "1.00"}); err == nil {
 		t.Error("it is rented")
 	}
+	if names := s.listed(); len(names) > 0 {
+		t.Errorf("it lists %q", names)
+	}
 	s.engine.down.Store(false)
 	rig.Eventually(t, "that it is up", func() bool {
 		status, _, _, _ := g.post(t.Context(), ask{Millis: 1})
 		return status == http.StatusOK
 	})
+	rig.Eventually(t, "its models", func() bool { return slices.Equal(s.listed(), []string{"test"}) })
 	g.close(s.chain)
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/internal/pace"
@@ -78,38 +80,61 @@ func (p *Proxy) Probe(ctx context.Context) error {
 	return p.ask(ctx, p.config.HealthPath, func(io.Reader) error { return nil })
 }
 
-// Models asks the upstream which models it serves, as OpenAI's API lists them or ollama's.
+// maxName bounds the name of a model, in bytes, and maxNames all of them together.
+const (
+	maxName  = 256
+	maxNames = 64 << 10
+)
+
+// Models asks the upstream which models it serves, as OpenAI's API lists them or, where it has no such list, ollama's. Of what it says
+// names are left, each once, that are fit to be shown to strangers: whoever writes the list is believed in nothing else.
 func (p *Proxy) Models(ctx context.Context) (models []string, err error) {
-	path := "/v1/models"
-	if !p.routes.models {
-		path = "/api/tags"
+	err = errors.New("no API that is served lists models")
+	for _, path := range []string{"/v1/models", "/api/tags"} {
+		if _, served := p.routes.exact["GET "+path]; !served {
+			continue
+		}
+		if models, err = p.list(ctx, path); err == nil {
+			return models, nil
+		}
+	}
+	return nil, err
+}
+
+func (p *Proxy) list(ctx context.Context, path string) (models []string, err error) {
+	var list struct {
+		Data   []struct{ ID string }
+		Models []struct{ Name string }
 	}
 	err = p.ask(ctx, path, func(from io.Reader) error {
-		var list struct {
-			Data   []struct{ ID string }
-			Models []struct{ Name string }
-		}
 		if json.NewDecoder(from).Decode(&list) != nil { // its words would quote the answer
 			return errors.New("the upstream's list of models is none")
 		}
-		for _, model := range list.Data {
-			models = append(models, model.ID)
-		}
-		if path == "/v1/models" { // llama.cpp has both lists there
-			return nil
-		}
-		for _, model := range list.Models {
-			models = append(models, model.Name)
-		}
 		return nil
 	})
-	if len(models) > maxModels {
-		models = models[:maxModels]
+	seen, all := make(map[string]bool), 0
+	add := func(name string) {
+		if name == "" || len(name) > maxName || !fit(name) || seen[name] || len(models) == maxModels || all+len(name) > maxNames {
+			return
+		}
+		seen[name], all, models = true, all+len(name), append(models, name)
 	}
-	for i, model := range models {
-		models[i] = redact.Text(model)
+	for _, model := range list.Data {
+		add(model.ID)
+	}
+	if path == "/v1/models" { // llama.cpp has both lists there
+		return models, err
+	}
+	for _, model := range list.Models {
+		add(model.Name)
 	}
 	return models, err
+}
+
+// fit reports whether a name is one that a person can read and nothing else: what is not is left out, and not mended, since a request for
+// the mended name would be for no model.
+func fit(name string) bool {
+	return redact.Text(name) == name && !strings.ContainsRune(name, utf8.RuneError)
 }
 
 // ask gets a page of the upstream within probeTimeout.

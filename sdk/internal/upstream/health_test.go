@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -130,7 +131,7 @@ func TestABusyUpstreamIsNotDown(t *testing.T) {
 
 func TestModelsAreListed(t *testing.T) {
 	answers := map[string]string{
-		"/v1/models": `{"object":"list","data":[{"id":"Qwen/Qwen3-8B","object":"model"},{"id":"lo\u0007ra"}],"models":[{"name":"Qwen/Qwen3-8B"}]}`,
+		"/v1/models": `{"object":"list","data":[{"id":"Qwen/Qwen3-8B","object":"model"},{"id":"lora"}],"models":[{"name":"Qwen/Qwen3-8B"}]}`,
 		"/api/tags":  `{"models":[{"name":"llama3.2:latest","size":1}]}`,
 	}
 	g := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -163,5 +164,49 @@ func TestModelsAreListed(t *testing.T) {
 	none := rigAt(t, raw(t, func(conn net.Conn) { _, _ = io.WriteString(conn, "HTTP/1.1 canary\r\n\r\n") }), nil)
 	if err := none.proxy.Probe(t.Context()); err == nil || strings.Contains(err.Error(), "canary") {
 		t.Errorf("no HTTP is %v", err)
+	}
+}
+
+// TestModelsOfALiar: of a list that a server lies in names are left that can be shown, each once, and not more than fit.
+func TestModelsOfALiar(t *testing.T) {
+	many := make([]string, 3000)
+	for i := range many {
+		many[i] = fmt.Sprintf(`{"id":"%d%s"}`, i, strings.Repeat("x", 96))
+	}
+	var answer string
+	g := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api/tags" && answer == "" {
+			_, _ = io.WriteString(w, `{"models":[{"name":"llama3.2:latest"}]}`)
+			return
+		}
+		_, _ = io.WriteString(w, answer)
+	}), nil)
+	for name, c := range map[string]struct {
+		answer string
+		want   []string
+	}{
+		"none, and ollama's":  {"", []string{"llama3.2:latest"}},
+		"twice, and empty":    {`{"data":[{"id":"a"},{"id":""},{"id":"a"},{},{"id":"b"}]}`, []string{"a", "b"}},
+		"what steers":         {`{"data":[{"id":"a\u001b[31m"},{"id":"a\nb"},{"id":"a\u202eb"},{"id":"b"}]}`, []string{"b"}},
+		"no UTF-8":            {"{\"data\":[{\"id\":\"a\xff\"},{\"id\":\"\\ud800\"},{\"id\":\"b\"}]}", []string{"b"}},
+		"markup":              {`{"data":[{"id":"<script>"}]}`, []string{"<script>"}},
+		"long":                {`{"data":[{"id":"` + strings.Repeat("x", 257) + `"},{"id":"` + strings.Repeat("y", 256) + `"}]}`, []string{strings.Repeat("y", 256)}},
+		"no names":            {`{"data":[]}`, nil},
+		"more than is shown":  {`{"data":[` + strings.Join(many, ",") + `]}`, nil},
+		"more than is read":   {`{"data":[{"id":"a"},{"id":"` + strings.Repeat("x", 2<<20) + `"}]}`, nil},
+		"another type":        {`{"data":{"id":"a"}}`, nil},
+		"deeper than is read": {strings.Repeat(`{"data":[`, 20_000), nil},
+	} {
+		answer = c.answer
+		got, err := g.proxy.Models(t.Context())
+		switch {
+		case name == "more than is shown":
+			all := len(strings.Join(got, ""))
+			if err != nil || len(got) < 500 || all > maxNames || len(got) > maxModels {
+				t.Errorf("%s: %d names of %d bytes, %v", name, len(got), all, err)
+			}
+		case !slices.Equal(got, c.want):
+			t.Errorf("%s: %.300q, %v", name, got, err)
+		}
 	}
 }
