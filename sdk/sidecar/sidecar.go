@@ -36,6 +36,11 @@ type Config struct {
 	// HealthPath is asked with GET for whether the inference server works: it answers 200. /v1/models, or /api/tags with OllamaAPI, if
 	// empty; vLLM, SGLang, TGI and llama.cpp have /health.
 	HealthPath string
+	// HeaderTimeout bounds the time until the inference server begins to answer, which an answer that is no stream does when it is
+	// complete: 10 min if zero. A request for which it is over costs nothing.
+	HeaderTimeout time.Duration
+	// IdleTimeout bounds the time for which a stream stands still: 5 min if zero, and at most half of the longest time of a request. A request for which it is over costs nothing.
+	IdleTimeout time.Duration
 }
 
 // Server serves offers and leases as its provider does, and the inference server's routes to who has a lease.
@@ -58,8 +63,15 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if config.OllamaAPI {
 		apis = append(apis, upstream.Ollama)
 	}
+	if config.HeaderTimeout < 0 || config.IdleTimeout < 0 {
+		return nil, errors.New("sidecar: HeaderTimeout and IdleTimeout are not negative")
+	}
 	idle, total := times(config.Provider)
-	proxy, err := upstream.New(upstream.Config{URL: config.Upstream, APIs: apis, Credential: config.Credential, HealthPath: config.HealthPath, IdleTimeout: idle, TotalTimeout: total})
+	if config.IdleTimeout > 0 {
+		idle = min(idle, config.IdleTimeout)
+	}
+	proxy, err := upstream.New(upstream.Config{URL: config.Upstream, APIs: apis, Credential: config.Credential, HealthPath: config.HealthPath,
+		HeaderTimeout: config.HeaderTimeout, IdleTimeout: idle, TotalTimeout: total})
 	if err != nil {
 		return nil, fmt.Errorf("sidecar: %w", err)
 	}

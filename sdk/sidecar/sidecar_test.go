@@ -85,30 +85,6 @@ func TestSlotsAreLimited(t *testing.T) {
 	}
 }
 
-// TestFailedRequestsCostNothing: whatever the inference server fails at, its answer so far included.
-func TestFailedRequestsCostNothing(t *testing.T) {
-	s := newShop(t)
-	g := s.guest(renter.Options{})
-	for _, fail := range []string{"500", "reset", "event"} {
-		status, text, _, err := g.post(t.Context(), ask{Millis: 300, Fail: fail})
-		if status != http.StatusInternalServerError && err == nil && !strings.Contains(text, "it died") {
-			t.Errorf("%s: the client sees %d %s", fail, status, text)
-		}
-	}
-	if paid := g.close(s.chain); paid != 0 {
-		t.Errorf("%d are paid", paid)
-	}
-	all := s.requests(g.rental.ID())
-	for id, r := range all {
-		if r.Outcome != metering.RequestFailed || r.Nanos != 0 {
-			t.Errorf("request %d: %+v", id, r)
-		}
-	}
-	if len(all) != 3 {
-		t.Errorf("%d requests are recorded", len(all))
-	}
-}
-
 // TestAbortIsBilledToTheAbort: who leaves pays for what it had until then, and its slot is free.
 func TestAbortIsBilledToTheAbort(t *testing.T) {
 	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.Slots = 1 })
