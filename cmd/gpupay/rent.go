@@ -47,6 +47,9 @@ func newRent(app *cli.App) *rent {
 	f.Text(&o.Class, "class", "", "which of the provider's `class`es of GPUs, such as h100; not asked for if empty")
 	f.Float(&r.minutes, "minutes", "how long to rent; until interrupted or the budget is used if 0")
 
+	f.Bool(&o.Share, "share", "rent a share of the GPUs behind an inference server, and pass on what clients of OpenAI's API on this machine ask; with --resume again")
+	f.Text(&r.Listen, "share-listen", "127.0.0.1:8420", "with --share: loopback `address` at which they ask")
+
 	f.Group("The most that is paid")
 	f.Text(&c.Caps.PricePerGPUHour, "max-price", "5.00", "refuse a GPU-hour that costs more")
 	f.Text(&c.Caps.PerLease, "budget", "10.00", "most to spend in this rental")
@@ -99,6 +102,8 @@ func (r *rent) read() (err error) {
 		return cli.Usage(fmt.Errorf("--minutes %v is negative: say how long to rent, or nothing to rent until interrupted", r.minutes))
 	case r.Options.GPUs < 1:
 		return cli.Usage(fmt.Errorf("--gpus %d: a rental has one GPU at least", r.Options.GPUs))
+	case r.Options.Share && r.X402:
+		return cli.Usage(errors.New("--share is paid by the request, --x402 by the window: give one of them"))
 	case r.Resume && r.Leave:
 		return cli.Usage(errors.New("--resume goes on with a rental, --leave ends it without the provider: give one of them"))
 	case r.Channel != (common.Hash{}) && (!r.Resume && !r.Leave || r.X402):

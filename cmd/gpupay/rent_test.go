@@ -20,6 +20,7 @@ func TestRentMistakesNameFlags(t *testing.T) {
 	t.Setenv("GPUPAY_DB", filepath.Join(t.TempDir(), "renter.db"))
 	for _, row := range []struct{ args, says string }{
 		{"--gpus 0", "--gpus 0"}, {"--gpus -1", "--gpus -1"}, {"--minutes -1", "--minutes"}, {"--channel 0x12 --resume", "64 hex digits"}, {"--channel 0x" + strings.Repeat("1", 64), "--resume"}, {"--pay-every 60", "60s"},
+		{"--share --x402", "--x402"},
 		{"", "--token ($GPUPAY_TOKEN) is empty"}, {"", "devchain.env"}, {"--db=", "--token"},
 		{"--db= --token 0x" + strings.Repeat("1", 40), "--db ($GPUPAY_DB) is empty"},
 		{"--rpc= --token 0x" + strings.Repeat("1", 40), "--rpc ($GPUPAY_RPC) is empty"},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -29,6 +30,7 @@ type Renting struct {
 	Leave   bool        // get deposits back without the provider
 	List    bool        // show what is unfinished
 	X402    bool        // pay by ticks over x402
+	Listen  string      // with Options.Share: the loopback address at which clients of OpenAI's API send requests
 	Channel common.Hash // the one rental that is gone on with or left; any if zero
 	Recover int64       // block from which channels are looked for on the chain that the database does not know; none if negative
 }
@@ -59,11 +61,18 @@ func (o *Renting) Run(ctx context.Context) error {
 	if o.Leave {
 		return leaveAll(ctx, renter, open)
 	}
+	var at net.Listener
+	if o.Options.Share { // before anything is deposited
+		if at, err = listen(o.Listen); err != nil {
+			return err
+		}
+		defer at.Close()
+	}
 	rental, err := begin(ctx, renter, open, o)
 	if err != nil {
 		return err
 	}
-	return use(ctx, work, renter, rental, o.limit(rental))
+	return use(ctx, work, renter, rental, o.limit(rental), at)
 }
 
 func begin(ctx context.Context, renter *renter.Client, open []renter.State, o *Renting) (*renter.Rental, error) {
@@ -90,8 +99,8 @@ func begin(ctx context.Context, renter *renter.Client, open []renter.State, o *R
 	return renter.Rent(ctx, o.Provider, o.Options)
 }
 
-// use pays until it is time to stop, whoever says so, and closes.
-func use(ctx, work context.Context, client *renter.Client, rental *renter.Rental, limit time.Duration) error {
+// use pays until it is time to stop, whoever says so, and closes. Meanwhile clients send requests to at, if it is not nil.
+func use(ctx, work context.Context, client *renter.Client, rental *renter.Rental, limit time.Duration, at net.Listener) error {
 	fmt.Printf("channel %s\n", rental.ID())
 	switch rental.Snapshot().Phase {
 	case renter.PhaseClosing, renter.PhaseClosed, renter.PhaseFinished: // resumed: only the close is left
@@ -114,7 +123,7 @@ func use(ctx, work context.Context, client *renter.Client, rental *renter.Rental
 	watching, stop := context.WithCancel(work)
 	shown := make(chan struct{})
 	go func() { defer close(shown); view.run(watching) }()
-	err := rental.Run(ctx)
+	err := serve(ctx, rental, at)
 	stop()
 	<-shown
 
@@ -129,6 +138,15 @@ func use(ctx, work context.Context, client *renter.Client, rental *renter.Rental
 		return fmt.Errorf("%w (the rental is kept: --resume goes on, --leave gets the deposit back)", err)
 	}
 	return closeRental(work, client, rental)
+}
+
+// serve pays, and has requests be sent meanwhile.
+func serve(ctx context.Context, rental *renter.Rental, at net.Listener) error {
+	if at != nil {
+		defer Forward(at, rental)()
+		go sayWhere(ctx, at, rental)
+	}
+	return rental.Run(ctx)
 }
 
 func closeRental(ctx context.Context, client *renter.Client, rental *renter.Rental) error {

@@ -2,6 +2,7 @@ package renting
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // table shows a running rental: a row that rewrites itself where a person
@@ -71,7 +73,16 @@ func (t *table) showAccess() {
 	if t.live {
 		fmt.Fprint(t.out, "\r\x1b[K")
 	}
-	fmt.Fprintf(t.out, "access  %s\n", access)
+	fmt.Fprintf(t.out, "access  %s\n", shown(access))
+}
+
+// shown is an access as it is printed: without the token by which requests are sent, which is no terminal's and no log's.
+func shown(access string) string {
+	var shared wire.SharedAccess
+	if json.Unmarshal([]byte(access), &shared) == nil && shared.Kind == wire.KindOpenAI {
+		return "by requests, whose token is not shown"
+	}
+	return access
 }
 
 func (t *table) show() {
