@@ -6,7 +6,8 @@
 #   ./test.sh quick   without the race detector and the quickstart, while developing
 #   ./test.sh long    everything, then two million steps of the model (STEPS), 100,000 vouchers to payee and contract, 500
 #                     kills of each program (KILLS), five minutes of faults in each kind of fleet (NEMESIS, in seconds, SEED),
-#                     every way in which an endpoint can misbehave, each fuzz target for a minute (FUZZTIME), and
+#                     every way in which an endpoint can misbehave, 10,000 connections (CONNECTIONS), each fuzz target for a
+#                     minute (FUZZTIME), and
 #                     govulncheck (GOVULNDB names another database)
 #   ./test.sh mutate  undoes each mend of a fault in turn (internal/mutants), and asks whether its test finds that
 set -euo pipefail
@@ -347,6 +348,11 @@ kills() {
 	say "${KILLS:-500} of the provider and as many of renters"
 }
 
+# connections has ten thousand that send nothing whole be open beside a renter that pays.
+connections() {
+	GPUPAY_CONNECTIONS=${CONNECTIONS:-10000} gotest -timeout 10m -run '^TestManyConnections$' ./sdk/sidecar
+}
+
 # endpoints has every field of an endpoint's answers misbehave in every way, on either side, at every moment, also one of two.
 endpoints() {
 	GPUPAY_LONG_ENDPOINTS=1 gotest -timeout 60m -run '^(TestEndpointMisbehaves|TestRenterOfTwoEndpoints)$' ./sdk/renter
@@ -431,6 +437,7 @@ if [[ $mode == long ]]; then
 	step "kills" kills
 	step "nemesis" torment
 	step "endpoints" endpoints
+	step "connections" connections
 	step "fuzzing" fuzz
 	step "govulncheck" vulnerabilities
 fi
