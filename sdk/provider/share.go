@@ -122,7 +122,7 @@ func (s Slots) SetDown(why error) {
 	}
 }
 
-// Refuse answers a request that got no slot.
+// Refuse answers a request that got no slot. Beside what clients of ours read it says so where OpenAI's look for it.
 func (s Slots) Refuse(w http.ResponseWriter, err error) {
 	problem := frontDesk(s).Problem(err)
 	s.p.metrics.Refused(problem)
@@ -130,5 +130,5 @@ func (s Slots) Refuse(w http.ResponseWriter, err error) {
 		w.Header().Set("Retry-After", "1")
 	}
 	serve.Hurry(w)
-	problem.Write(w)
+	problem.WriteWith(w, map[string]any{"message": cmp.Or(problem.Detail, problem.Title), "type": "gpupay", "code": problem.Status})
 }

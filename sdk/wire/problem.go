@@ -92,11 +92,17 @@ func (p *Problem) Is(target error) bool {
 }
 
 // Write sends the problem as the answer.
-func (p *Problem) Write(w http.ResponseWriter) {
+func (p *Problem) Write(w http.ResponseWriter) { p.WriteWith(w, nil) }
+
+// WriteWith is Write with a member "error", which clients of other APIs read; none if it is nil.
+func (p *Problem) WriteWith(w http.ResponseWriter, other any) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p) // the peer is gone if this fails: nobody is left to tell
+	_ = json.NewEncoder(w).Encode(struct { // the peer is gone if this fails: nobody is left to tell
+		*Problem
+		Other any `json:"error,omitempty"`
+	}{p, other})
 }
 
 // IsProblem reports whether an answer is a problem document, and so the provider's own.
