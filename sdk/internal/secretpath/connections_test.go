@@ -11,16 +11,11 @@ import (
 	"testing"
 )
 
-// TestConnectionsAreKept: who asks eight things at once asks the next eight over the same connections, and a server on this machine
-// is not asked to pack its answers.
+// TestConnectionsAreKept: who asks eight things at once asks the next eight over the same connections.
 func TestConnectionsAreKept(t *testing.T) {
 	var made atomic.Int32
-	var packed atomic.Bool
 	var together sync.WaitGroup
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Accept-Encoding") != "" {
-			packed.Store(true)
-		}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		together.Done()
 		together.Wait() // all are asked at once
 		io.WriteString(w, "{}")
@@ -58,8 +53,5 @@ func TestConnectionsAreKept(t *testing.T) {
 	}
 	if n := made.Load(); n > atOnce {
 		t.Errorf("%d connections were made for %d requests at once", n, atOnce)
-	}
-	if packed.Load() {
-		t.Error("a server on this machine was asked to pack its answers")
 	}
 }

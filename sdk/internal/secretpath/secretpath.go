@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -29,7 +28,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		password, _ := user.Password()
 		out.SetBasicAuth(user.Username(), password)
 	}
-	resp, err := connections(t.Endpoint).RoundTrip(out)
+	resp, err := connections.RoundTrip(out)
 	if err == nil {
 		resp.Body = t.Body(resp.Body)
 		err = t.scrub(resp)
@@ -37,23 +36,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// remote and local are the connections to endpoints. Who follows the chain, settles and begins leases asks at the same time: more than
-// Go's two connections are kept, each of which may have cost a TLS handshake. On one machine packing answers only costs time.
-var remote, local = keeping(false), keeping(true)
-
-func keeping(unpacked bool) *http.Transport {
+// connections are those to endpoints. Who follows the chain, settles and begins leases asks at the same time: more than Go's two
+// connections are kept, each of which may have cost a TLS handshake.
+var connections = func() *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConnsPerHost, t.DisableCompression = 16, unpacked
+	t.MaxIdleConnsPerHost = 16
 	return t
-}
-
-func connections(endpoint *url.URL) *http.Transport {
-	host := endpoint.Hostname()
-	if ip := net.ParseIP(host); host == "localhost" || ip.IsLoopback() {
-		return local
-	}
-	return remote
-}
+}()
 
 // maxScrubbed bounds what of an answer is searched for the secret: results are longer, and errors are not.
 const maxScrubbed = 8 << 10
