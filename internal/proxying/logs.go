@@ -59,6 +59,14 @@ func (b brief) Handle(ctx context.Context, r slog.Record) error {
 	return b.Handler.Handle(ctx, short)
 }
 
+// WithAttrs keeps it brief.
+func (b brief) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return brief{b.Handler.WithAttrs(attrs), b.whole}
+}
+
+// WithGroup keeps it brief.
+func (b brief) WithGroup(name string) slog.Handler { return brief{b.Handler.WithGroup(name), b.whole} }
+
 // Hidden are words of chains, which people who pay dollars need not know.
 var Hidden = regexp.MustCompile(`(?i)\b(gas|nonce|wei|gwei|allowance|approve\w*|voucher\w*|channel\w*|escrow\w*)\b`)
 

@@ -172,6 +172,9 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%.80s: X-Should-Retry %q", row.body, should)
 		}
 	}
+	if a := newDesk(t, nil).chat(""); a.StatusCode != 503 || a.code() != "providers_failed" || a.Header.Get("Retry-After") != "1" { // while no price is known
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
 	if a := d.post("/v1/audio/speech", `{"model":"full"}`); a.StatusCode != 404 || a.code() != "not_served" {
 		t.Errorf("%d %s", a.StatusCode, a.text)
 	}

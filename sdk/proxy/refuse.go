@@ -54,6 +54,9 @@ var rules = []struct {
 
 // nobody says why no provider may take a request.
 func (c *call) nobody(none *route.NoneError, left route.Nano) *APIError {
+	if len(c.refresh(nil)) == 0 { // it has just begun, or the network is gone
+		return failedAt("No provider answers now: each of those on the list is asked for its price again and again. Send the request again in a moment.")
+	}
 	if none.Out[route.RuleModel] > 0 || len(none.Out) == 0 {
 		return notFound("model_not_found", "No provider serves the model %q now. GET /v1/models lists those that are served; --providers says where they are looked for.", redact.Line(strings.Join(c.q.models, ", ")))
 	}

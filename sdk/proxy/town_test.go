@@ -265,22 +265,24 @@ func TestCallerLeavesASidecar(t *testing.T) {
 	})})
 	ctx, leave := context.WithCancel(t.Context())
 	r, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.site.URL+"/v1/chat/completions", strings.NewReader(`{"model":"m","stream":true,"messages":[]}`))
+	began := time.Now()
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
 	_, _ = io.ReadFull(res.Body, make([]byte, 10))
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(time.Second) // some readings of the GPU: what lies between none is not billed
 	leave()
 	rig.Eventually(t, "the engine's end", func() bool { return w.engines[0].running.Load() == 0 })
+	most := uint64(time.Since(began)+time.Second) * 31_250 / uint64(time.Second) // a second of a slot costs 31,250
 	closing, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := w.pool.Close(closing); err != nil {
 		t.Fatal(err)
 	}
-	if spent := funds - w.has(); spent < 5_000 || spent > 200_000 { // a second of a slot costs 31,250
-		t.Errorf("%d base units were paid", spent)
+	if spent := funds - w.has(); spent < 5_000 || spent > most {
+		t.Errorf("%d base units were paid, at most %d are due", spent, most)
 	}
 }
 
