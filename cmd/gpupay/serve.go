@@ -80,7 +80,7 @@ func (s *serve) read() (err error) {
 	return err
 }
 
-func (s *serve) run(ctx context.Context) (err error) {
+func (s *serve) run(ctx context.Context) error {
 	if s.embedded() {
 		done, err := s.embed(ctx)
 		if err != nil {

@@ -129,4 +129,17 @@ func TestTrialIsForNobodyElse(t *testing.T) {
 			t.Errorf("%s: %v", args, err)
 		}
 	}
+	const sell = "serve --gpu sim --upstream http://127.0.0.1:1 --slots 3"
+	for set, says := range map[[2]string]string{
+		{"GPUPAY_DB", "provider.db"}: "give --rpc, --escrow and --token", {"GPUPAY_RPC", "http://127.0.0.1:1"}: "($GPUPAY_ESCROW) is empty",
+		{"GPUPAY_TOKEN", "0x" + strings.Repeat("1", 40)}: "($GPUPAY_ESCROW) is empty", {"GPUPAY_CHAIN_ID", "8453"}: "($GPUPAY_ESCROW) is empty",
+	} {
+		t.Run(set[0], func(t *testing.T) { // a chain may be named, and more, where no command line shows it
+			t.Setenv("GPUPAY_KEY", strings.Repeat("1", 64))
+			t.Setenv(set[0], set[1])
+			if err := run(t.Context(), strings.Fields(sell)); err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 }
