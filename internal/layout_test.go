@@ -100,7 +100,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/internal/x402server", "channel channel/store internal/u256 metering sdk/chain sdk/internal/admit sdk/internal/leasestore sdk/internal/outcome sdk/internal/serve sdk/wire sdk/x402"},
 	{"sdk/internal/x402scheme", "channel internal/u256 metering sdk/chain sdk/gpu sdk/internal/admit sdk/internal/cors sdk/internal/inventory sdk/internal/keyed " +
 		"sdk/internal/lease sdk/internal/leasestore sdk/internal/outcome sdk/internal/payercredit sdk/internal/placement sdk/internal/reserve sdk/internal/scheme " +
-		"sdk/internal/serve sdk/internal/x402server sdk/settle sdk/wire sdk/x402"},
+		"sdk/internal/serve sdk/internal/sharing sdk/internal/x402server sdk/settle sdk/wire sdk/x402"},
 	{"sdk/internal/spool", "channel sdk/internal/database sdk/internal/leasestore sdk/internal/nodelink sdk/wire"},
 	{"sdk/internal/remote", "channel channel/store internal/u256 metering metering/verify sdk/chain sdk/gpu sdk/internal/lease sdk/internal/leasestore " +
 		"sdk/internal/nodelink sdk/internal/payercredit sdk/internal/placement sdk/units sdk/wire"},

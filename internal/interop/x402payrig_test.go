@@ -29,6 +29,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/settle"
+	"github.com/gpupay/gpupay/sdk/sidecar"
 )
 
 // patience is how long a test waits for what must happen: far longer than it takes, so that it fails for what did not
@@ -229,6 +230,8 @@ type counter struct {
 	server   *httptest.Server
 	routes   func(*provider.Server) http.Handler // what is served; the provider itself if nil
 	serves   atomic.Value                        // served: now
+	sidecar  string                              // the inference server that the provider is before; none if empty
+	shuts    func() error
 	stop     context.CancelFunc
 	ran      chan error
 	minted   uint64
@@ -264,20 +267,39 @@ func newCounter(t *testing.T, s *stock, gpus int, change ...func(*counter)) *cou
 
 func (c *counter) begin() {
 	c.Helper()
-	p, err := provider.New(c.Context(), c.config)
+	p, run, err := c.open()
 	if err != nil {
 		c.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	c.provider, c.stop, c.ran = p, stop, make(chan error, 1)
-	go func() { c.ran <- p.Run(ctx) }()
-	c.serves.Store(served{p})
+	go func() { c.ran <- run(ctx) }()
 	if c.routes != nil {
 		c.serves.Store(served{c.routes(p)})
 	}
 	if c.server == nil {
 		c.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { c.serves.Load().(served).ServeHTTP(w, r) }))
 	}
+}
+
+// open starts what the counter serves.
+func (c *counter) open() (*provider.Server, func(context.Context) error, error) {
+	if c.sidecar != "" {
+		s, err := sidecar.New(c.Context(), sidecar.Config{Provider: c.config, Upstream: c.sidecar})
+		if err != nil {
+			return nil, nil, err
+		}
+		c.serves.Store(served{s})
+		c.shuts = s.Close
+		return s.Server, s.Run, nil
+	}
+	p, err := provider.New(c.Context(), c.config)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.serves.Store(served{p})
+	c.shuts = p.Close
+	return p, p.Run, nil
 }
 
 type served struct{ http.Handler }
@@ -291,7 +313,7 @@ func (c *counter) halt() {
 	if err := <-c.ran; err != nil {
 		c.Errorf("Run: %v", err)
 	}
-	if err := c.provider.Close(); err != nil {
+	if err := c.shuts(); err != nil {
 		c.Errorf("Close: %v", err)
 	}
 	c.stop = nil

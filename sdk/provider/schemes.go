@@ -98,15 +98,16 @@ func mountSession(_ context.Context, p *Server) (mounted, error) {
 	}}, nil
 }
 
-// Metered puts a handler behind payments of x402: each request is charged the
-// time of the route's GPUs while the handler runs, whatever status it answers.
-// The handler's context ends when the time that was paid for is used up, and what
-// it writes to a client that does not read fails soon after. An answer that is
-// kept may have Config.X402.MaxReply bytes, and so may a request's body.
+// Metered puts a handler behind payments of x402: each request is charged the time of the route's GPUs while the handler runs, whatever
+// status it answers. The handler's context ends when the time that was paid for is used up, and what it writes to a client that does not
+// read fails soon after. An answer that is kept may have Config.X402.MaxReply bytes, and so may a request's body.
 func (p *Server) Metered(route Route, h http.Handler) (http.Handler, error) {
 	x := scheme.Of[*x402scheme.Scheme](p.schemes)
 	if x == nil {
 		return nil, errors.New("provider: Metered needs Config.X402")
+	}
+	if route.Slots {
+		return x.MeteredSlots(p.leases.Services, x402scheme.MeteredRoute{Class: route.Class, Devices: route.Devices, Streamed: route.Streamed, Streams: route.Streams, WriteTimeout: route.writeTimeout}, h)
 	}
 	if len(route.Devices) == 0 || route.MaxTime < p.config.Metering.Tick {
 		return nil, fmt.Errorf("provider: Metered: a route needs Devices, and a MaxTime of at least a tick (%s)", p.config.Metering.Tick)
@@ -117,6 +118,9 @@ func (p *Server) Metered(route Route, h http.Handler) (http.Handler, error) {
 	}
 	return x.Metered(x402scheme.MeteredRoute{Class: class, Devices: route.Devices, MaxTime: route.MaxTime, Streamed: route.Streamed, WriteTimeout: route.writeTimeout}, h)
 }
+
+// SlotOf is the slot that a request of a Route with Slots holds: its handler may end it, and is told by the slot's Ctx when it must.
+func SlotOf(ctx context.Context) *Request { return x402scheme.SlotOf(ctx) }
 
 // deviceBook is where the devices of metered requests are, beside those of leases.
 func (p *Server) deviceBook() inventory.Book {

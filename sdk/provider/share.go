@@ -25,8 +25,7 @@ type Share struct {
 	// GPUs is how many each request uses: all that are shared, 1 to 64. So many as are there when the provider starts if zero.
 	GPUs int
 	// MaxTime is how long a request runs at most, whole seconds from when it takes its slot: 1 s to a day; MaxRequestTime if zero. Offers
-	// name it, as wire.Share.MaxSeconds: a request that is answered for longer ends there, and is paid up to there. Without such a bound an
-	// answer without an end would hold a slot for nothing.
+	// name it, as wire.Share.MaxSeconds: a request that is answered for longer ends there, and is paid up to there.
 	MaxTime time.Duration
 	// LeasesPerPayer is how many leases of one payer may be open; 4 if zero.
 	LeasesPerPayer int

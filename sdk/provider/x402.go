@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -149,14 +150,18 @@ func newX402(ctx context.Context, p *Server, deps schemeDeps, x X402, contract *
 
 // Route is a handler's price: the time of named GPUs while it runs.
 type Route struct {
-	// Devices are UUIDs, as the provider's source names them. Each is billed to one request or lease at a time: requests of
-	// a route wait for each other, and whoever finds a device in a lease, or in another route's request, is refused with a
-	// 503 before money moves.
+	// Devices are UUIDs, as the provider's source names them. Each is billed to one request or lease at a time: requests of a route wait for
+	// each other, and whoever finds a device in a lease, or in another route's request, is refused with a 503 before money moves.
 	Devices []string
 	MaxTime time.Duration // that one request may run; its ceiling is the price of it
-	// Streamed has the answer written as the handler writes it: the whole ceiling is charged first, and what was not
-	// used is credit for the next request. Otherwise the answer is kept until the handler returns, and the charge is
-	// what was used.
+	// Slots has each request take a slot of the GPUs of Class that leases share, in place of Devices of its own, for the Share's MaxTime at
+	// most, and be billed as theirs are: nothing where it failed. The handler has its slot by SlotOf. Streams says whether a request is
+	// Streamed, by its body. A payer has as many at once as it may have leases.
+	Slots   bool
+	Class   string
+	Streams func(r *http.Request, body []byte) bool
+	// Streamed has the answer written as the handler writes it: the whole ceiling is charged first, and what was not used is credit for the
+	// next request. Otherwise the answer is kept until the handler returns, and the charge is what was used.
 	Streamed bool
 
 	writeTimeout time.Duration // of a piece of a streamed answer

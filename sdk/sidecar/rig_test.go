@@ -115,7 +115,7 @@ const price = 1000 // base units a GPU-second
 func newShop(t *testing.T, change ...func(*sidecar.Config)) *shop {
 	t.Helper()
 	t.Parallel()
-	local, err := devchain.Start(t.Context(), devchain.Options{BlockTime: 100 * time.Millisecond})
+	local, err := devchain.Start(t.Context(), devchain.Options{BlockTime: 100 * time.Millisecond, Genesis: devchain.X402()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ package sidecar
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/internal/upstream"
 	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -46,8 +48,10 @@ type Config struct {
 // Server serves offers and leases as its provider does, and the inference server's routes to who has a lease.
 type Server struct {
 	*provider.Server
-	proxy  *upstream.Proxy
-	models *models
+	proxy   *upstream.Proxy
+	models  *models
+	origins cors.Origins
+	paid    http.Handler // the routes for clients of x402, who have no lease; nil: they cannot pay here
 }
 
 // New starts a provider before an inference server, which need not run yet. Its errors say what to do.
@@ -80,7 +84,36 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		proxy.Close()
 		return nil, err
 	}
-	return &Server{Server: p, proxy: proxy, models: newModels(proxy.Models)}, nil
+	s := &Server{Server: p, proxy: proxy, models: newModels(proxy.Models), origins: config.Provider.HTTP.AllowedOrigins}
+	if config.Provider.X402 != nil {
+		route := provider.Route{Slots: true, Class: sharedClass(config.Provider), Streams: streams}
+		if s.paid, err = p.Metered(route, http.HandlerFunc(s.answer)); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	return s, nil
+}
+
+// sharedClass is the first whose GPUs are shared; empty where the provider has none.
+func sharedClass(c provider.Config) string {
+	for _, class := range c.Classes {
+		if class.Share.Slots > 0 {
+			return class.ID
+		}
+	}
+	return ""
+}
+
+// streams reports whether an answer is sent as it comes: OpenAI's API does so where that is asked for, and ollama's where it is not declined.
+func streams(r *http.Request, body []byte) bool {
+	var asked struct {
+		Stream *bool `json:"stream"`
+	}
+	_ = json.Unmarshal(body, &asked) // what is no JSON is refused where it is read
+	if asked.Stream != nil {
+		return *asked.Stream
+	}
+	return r.URL.Path == "/api/chat" || r.URL.Path == "/api/generate"
 }
 
 // times are how long an answer may stand still before the inference server has failed, which is before a request has run for as long as
@@ -139,6 +172,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.Server.ServeHTTP(w, r)
 		return
 	}
+	if r.Header.Get("Authorization") == "" && s.paid != nil {
+		s.paid.ServeHTTP(w, r)
+		return
+	}
+	s.origins.Answer(w, r) // what is a preflight has no route here
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	turn, err := s.Slots().Admit(token)
 	if err != nil {
@@ -164,8 +202,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer context.AfterFunc(request.Ctx, func() { cancel(context.Cause(request.Ctx)) })()
+	forward(w, call, request)
+}
+
+// forward has the inference server answer a request that has its slot, and gives that back.
+func forward(w http.ResponseWriter, call *upstream.Call, request *provider.Request) {
 	w.Header().Set(wire.RequestHeader, strconv.FormatUint(request.ID, 10))
 	call.Forward(func(end upstream.Result) { request.End(outcome(end, request), end.Last) })
+}
+
+// answer answers a request of x402, which has its slot: what is refused before it gets to the inference server costs nothing.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
+	request := provider.SlotOf(r.Context())
+	call, _ := s.proxy.Accept(w, r, request.Lease().Hex())
+	if call == nil {
+		request.End(metering.RequestFailed, time.Now())
+		return
+	}
+	defer call.Release()
+	forward(w, call, request)
 }
 
 // requestID is what a client calls a request; zero: it does not say.

@@ -40,6 +40,14 @@ func (l *Lease) join() (err error) {
 	return nil
 }
 
+// TakeSlot has a request that is paid by itself take a slot, of a lease that lasts for it.
+func TakeSlot(ctx context.Context, l *Lease) (*sharing.Request, error) {
+	if l.slots == nil {
+		return nil, wire.NotServed.With("lease %s shares no GPUs", l.ID)
+	}
+	return l.slots.Take(ctx)
+}
+
 // leave is when nothing of the lease is measured any more.
 func (l *Lease) leave() {
 	if l.slots != nil {
@@ -69,7 +77,7 @@ func (l *Lease) Observed() {
 		l.slots.Stop(sharing.ErrCredit)
 		l.Inbox.Wake()
 	}
-	if nanos := uint64(l.Meter.Allocated()); nanos > v.Nanos {
+	if nanos := uint64(l.Meter.Allocated()); nanos > v.Nanos && l.Credit.Postpaid() {
 		l.Credit.sampled(&l.Balance, &v)
 		l.Balance.write(nanos, &v)
 	}
@@ -94,6 +102,9 @@ func (l *Lease) Covers() bool {
 	most := l.Balance.used() + l.Balance.ahead() + uint64(l.slots.Another(2*l.Deps.Timing.Tick))
 	owed, err := l.Balance.owedAt(most)
 	limit := l.Balance.Limit(&v)
+	if !l.Credit.Postpaid() { // of one request, which states all of it as it ends
+		return err == nil && !owed.Gt(&limit)
+	}
 	unwritten := v.Owed
 	unwritten.Add(&unwritten, &l.MaxDebt)
 	return err == nil && !owed.Gt(&limit) && !owed.Gt(&unwritten)
@@ -138,7 +149,9 @@ func (l *Lease) unpaid() error {
 // enforceShared asks for vouchers of a lease that shares its devices, and ends it where what it owes stands for too long. It is never
 // suspended: who does not pay has no requests served, and is billed nothing.
 func (l *Lease) enforceShared(v View) *Stop {
-	l.Balance.Remind(v)
+	if l.Credit.Postpaid() {
+		l.Balance.Remind(v)
+	}
 	if l.Covers() || l.slots.Busy() {
 		l.Suspension.since = time.Time{}
 		return nil

@@ -218,7 +218,7 @@ func (h *Manager) adopt(ctx context.Context, row leasestore.Row) error {
 	if err != nil {
 		return err
 	}
-	if placement.ForOneRequest(a) {
+	if placement.ForOneRequest(a) || a.Shared && s.Terms.Scheme == channel.BatchSettlement {
 		return OverError("it was one request's, which ended with the program")
 	}
 	over := h.overOn(s)

@@ -96,6 +96,25 @@ func (t *Turn) Take(ctx context.Context, id uint64) (*Request, error) {
 	}
 }
 
+// Take has a request of a lease take a slot whose payment came with it, and no token: see Turn.Take.
+func (l *Lease) Take(ctx context.Context) (*Request, error) {
+	l.service.mu.Lock()
+	l.waiting++
+	l.service.mu.Unlock()
+	return (&Turn{lease: l}).Take(ctx, 0)
+}
+
+// Vacant refuses a request that would find no slot, or no service, before anything is paid for it.
+func (s *Service) Vacant() error {
+	if err := s.Fit(); err != nil {
+		return err
+	}
+	if s.meter.Busy() >= int(s.config.Share.Slots) {
+		return wire.TooMany.With("all %d slots are taken: ask again", s.config.Share.Slots)
+	}
+	return nil
+}
+
 // of is the lease that has a token, nil if none has.
 func (s *Service) of(token string) *Lease {
 	s.mu.Lock()
@@ -155,6 +174,9 @@ func (r *Request) stop(cause error) {
 	}
 	r.cancel(cause)
 }
+
+// Lease is whose request it is.
+func (r *Request) Lease() common.Hash { return r.lease.id }
 
 // Stopped is how a request is billed that was stopped here, and not by its client or its upstream: up to its credit, up to the longest time
 // that its offer names, if begun says that it was being answered by then, or up to when its renter ended the lease. It costs nothing where

@@ -42,6 +42,8 @@ type world struct {
 	readings readings
 	share    metering.Share
 	leases   []*tenant
+	only     int   // leases that lasted for one request
+	once     int64 // billed to leases that lasted for one request
 }
 
 // tenant is a lease, and its renter's books.
@@ -164,6 +166,7 @@ func billsAtMost(t *testing.T, random *rand.Rand) (billed int64) {
 		w.cut(l, true)
 		billed += l.billed
 	}
+	billed += w.once
 	if most := (w.clock.Now().Mono - began) * int64(w.share.GPUs); billed > most {
 		t.Errorf("%d ns are billed, and the GPUs ran for %d", billed, most)
 	}
@@ -198,9 +201,32 @@ func (w *world) step(l *tenant) {
 			defer w.join(l, saved)
 		}
 		w.start()
+	case 7:
+		w.oneRequest()
 	default:
 		w.pass(time.Duration(1 + w.random.Int64N(int64(2*time.Second))))
 	}
+}
+
+// oneRequest is a lease of a request that is paid by itself: it takes its slot beside those of the others.
+func (w *world) oneRequest() {
+	w.only++
+	placed, err := w.service.Place(common.Hash{0xff, byte(w.only)}, common.Address{1})
+	if err != nil {
+		w.Fatal(err)
+	}
+	t := &tenant{placed: placed, books: slots.Books{Own: make(map[uint64]slots.Own)}, running: make(map[uint64]*Request), failed: make(map[uint64]bool)}
+	w.join(t, nil)
+	w.pass(time.Second)
+	if r, err := t.lease.Take(w.Context()); err == nil {
+		t.running[r.ID], t.books.Own[r.ID] = r, slots.Own{From: w.clock.Now().Mono}
+		w.pass(time.Duration(w.random.Int64N(int64(3 * time.Second))))
+		w.end(t, r.ID, []metering.Outcome{metering.RequestDone, metering.RequestLimit, metering.RequestFailed}[w.random.IntN(3)])
+	}
+	w.pass(time.Second)
+	w.cut(t, true)
+	w.once += t.billed
+	t.lease.Leave()
 }
 
 func (w *world) end(l *tenant, id uint64, outcome metering.Outcome) {

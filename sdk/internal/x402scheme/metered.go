@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/internal/lease"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/internal/sharing"
 	"github.com/gpupay/gpupay/sdk/internal/x402server"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -27,6 +28,15 @@ type MeteredRoute struct {
 	MaxTime      time.Duration
 	Streamed     bool
 	WriteTimeout time.Duration // of a piece of a streamed answer
+
+	// Service is that whose slots the requests take, each one; nil: they use Devices, one at a time. Streams says which of them are streamed.
+	Service *sharing.Service
+	Streams func(*http.Request, []byte) bool
+}
+
+// streams reports whether a request is answered as its handler writes.
+func (m *meteredRoute) streams(r *Request) bool {
+	return m.Streamed || m.Streams != nil && m.Streams(r.Request, r.Content)
 }
 
 // metered serves requests that are charged the time of named GPUs while a handler runs.
@@ -90,23 +100,21 @@ func (d *metered) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 // metered. What the client gets is on disk with the charge.
 func (d *metered) serve(ctx context.Context, w http.ResponseWriter, r *Request, tab x402server.Account, note x402server.Entry) (*x402server.Answer, error) {
 	m := r.metered
-	if m.Streamed {
+	streamed := m.streams(r)
+	if streamed {
 		charged, err := d.Advance(tab, r.Route, m.MaxTime+4*d.Tick)
 		if err != nil {
 			return nil, err
 		}
 		note.Charged = charged.Dec()
 	}
-	l, err := d.letNamed(ctx, r, tab, &note)
+	l, slot, err := d.let(ctx, r, tab, &note)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Named.drop(l.ID)
-	if err := l.Measurable(); err != nil {
-		return nil, errors.Join(err, l.End(ctx, lease.Stop{Reason: lease.ReasonUnmetered}))
-	}
 	out := x402server.NewRecorder(d.MaxReply)
-	if m.Streamed {
+	if streamed {
 		out.PassOn(w, m.WriteTimeout)
 		defer serve.Hurry(w)
 		receipt, err := tab.Told(note)
@@ -117,14 +125,19 @@ func (d *metered) serve(ctx context.Context, w http.ResponseWriter, r *Request, 
 			return nil, errors.Join(err, l.End(ctx, lease.Stop{Reason: "not served"}))
 		}
 	}
-	served := m.run(ctx, l, r, out)
+	var served metering.Instant
+	if slot != nil {
+		served = m.hold(l, slot, r, out)
+	} else {
+		served = m.run(ctx, l, r, out)
+	}
 	return d.finish(ctx, r, l, tab, note, out, served)
 }
 
 // enter waits for a metered request's turn at its route: one runs at a time, as each is billed for the route's devices. What is kept
 // for it is kept on.
 func (d *metered) enter(r *Request) error {
-	if r.metered == nil {
+	if r.metered == nil || r.metered.Service != nil {
 		return nil
 	}
 	again := time.NewTicker(d.keepFor() / 3)
@@ -205,6 +218,9 @@ func (m *meteredRoute) handle(out *x402server.Recorder, req *http.Request, id co
 func (d *metered) finish(ctx context.Context, r *Request, l *lease.Lease, tab x402server.Account, note x402server.Entry, out *x402server.Recorder, served metering.Instant) (*x402server.Answer, error) {
 	if err := out.Keep(&note); err != nil {
 		return nil, err
+	}
+	if r.broken { // nobody has half an answer again
+		note.Status, note.Header, note.Body = 0, "", nil
 	}
 	var kept bool
 	closing := func(tx *sqlx.Tx, rec metering.SignedRecord) error {

@@ -26,6 +26,7 @@ type Request struct {
 	seat    *reserve.Reservation // of its GPUs, while its deposit is on its way
 	lease   common.Hash          // for which a metered request's devices are kept meanwhile; zero: none are
 	turn    bool                 // it has its turn at its metered route
+	broken  bool                 // its answer was begun and has no end, which its client must see
 }
 
 // serve answers a request that is paid by x402. It waits for its turn on the channel; from then on it goes on to its
@@ -45,6 +46,9 @@ func (d *Scheme) serve(w http.ResponseWriter, req *http.Request, r *Request) {
 	if err != nil {
 		d.refuse(w, r, err)
 		return
+	}
+	if r.broken {
+		panic(http.ErrAbortHandler)
 	}
 	if !answer.Written {
 		d.answer(w, r, answer)
@@ -270,6 +274,8 @@ func (d *Scheme) capable(ctx context.Context, r *Request) error {
 		return err
 	case r.Route.Kind == x402server.KindMetered && now.gpus > 0:
 		return errConflict.With("a lease runs on channel %s: take a refund, which ends it, or wait until it ends", r.ID)
+	case r.Route.Kind == x402server.KindMetered && r.metered.Service != nil:
+		return r.metered.Service.Vacant()
 	case r.Route.Kind == x402server.KindMetered:
 		return d.metered.vacant(ctx, r.ID, r.metered)
 	}

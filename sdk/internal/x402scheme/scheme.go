@@ -141,7 +141,9 @@ func (d *Scheme) Takes(l *lease.Lease) (bool, error) {
 		return true, err
 	}
 	quantum := uint64(len(l.Allocation.Devices)) * uint64(d.Window)
-	if placement.ForOneRequest(l.Allocation) {
+	if l.Allocation.Shared {
+		quantum = math.MaxInt64 // one request, one record; nothing of it is billed before it has ended
+	} else if placement.ForOneRequest(l.Allocation) {
 		quantum, l.Read = math.MaxInt64, make(chan struct{}) // one request, one record
 	}
 	l.Prepay(quantum, note.Reserved)
@@ -172,7 +174,12 @@ func (d *Scheme) Metered(route MeteredRoute, h http.Handler) (http.Handler, erro
 	if err != nil {
 		return nil, err
 	}
-	paid, err := d.RouteOf(x402server.KindMetered, offer, len(route.Devices), route.MaxTime+4*d.Tick)
+	var paid x402server.Route
+	if route.Service != nil {
+		paid, err = d.SlotRoute(offer, route.MaxTime+4*d.Tick)
+	} else {
+		paid, err = d.RouteOf(x402server.KindMetered, offer, len(route.Devices), route.MaxTime+4*d.Tick)
+	}
 	if err != nil {
 		return nil, err
 	}

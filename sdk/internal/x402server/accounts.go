@@ -92,6 +92,22 @@ func (a *Accounts) RouteOf(kind string, offer wire.SignedOffer, gpus int, wall t
 	return Route{Kind: kind, Class: offer.ClassID(), Price: price, GPUs: gpus, Most: most}, err
 }
 
+// SlotRoute is what a request is paid as that holds a slot of the offer's GPUs for so long at most.
+func (a *Accounts) SlotRoute(offer wire.SignedOffer, wall time.Duration) (Route, error) {
+	price, err := offer.Price()
+	if err != nil {
+		return Route{}, err
+	}
+	if offer.Share == nil {
+		return Route{}, wire.NotServed.With("GPUs of this class are not shared by slots")
+	}
+	share := metering.Share{GPUs: offer.Share.GPUs, Slots: offer.Share.Slots}
+	route := Route{Kind: KindMetered, Class: offer.ClassID(), Price: price, GPUs: int(share.GPUs), Share: share}
+	route.Most, err = route.cost(wall)
+	route.Most.AddUint64(&route.Most, 1)
+	return route, err
+}
+
 // Offered is what a client must accept for a route. It is the same in every
 // answer: clients echo it, and what differs is refused.
 func (a *Accounts) Offered(route Route) x402.Requirements {
@@ -208,7 +224,7 @@ func (a *Accounts) JournalOf(r *PaidRequest) Journal {
 // Advance is what is charged for a request before it is served: enough for so
 // much time after what was used, and less than its voucher is over.
 func (a *Accounts) Advance(tab Account, route Route, ahead time.Duration) (uint256.Int, error) {
-	cost, err := route.Price.Charge(uint64(route.GPUs) * uint64(ahead))
+	cost, err := route.cost(ahead)
 	charged := tab.Spent
 	charged.Add(&charged, &cost)
 	most := tab.Charged

@@ -22,7 +22,21 @@ type Route struct {
 	Class string         // of the GPUs; empty where the provider has none
 	Price metering.Price // of one
 	GPUs  int
-	Most  uint256.Int // the ceiling of one request, base units
+	Share metering.Share // of them that a request uses: one slot; zero: all of their time
+	Most  uint256.Int    // the ceiling of one request, base units
+}
+
+// cost is what a request uses in a time at most, base units.
+func (r Route) cost(wall time.Duration) (uint256.Int, error) {
+	nanos := int64(r.GPUs) * int64(wall)
+	if r.Share.Shared() {
+		billed, _, err := r.Share.Bill(int64(wall), r.Share.Slots-1)
+		if err != nil {
+			return uint256.Int{}, err
+		}
+		nanos = billed
+	}
+	return r.Price.Charge(uint64(nanos))
 }
 
 // The kinds.
