@@ -186,7 +186,6 @@ type desk struct {
 	server  *proxy.Server
 	site    *httptest.Server
 	engines []*engine
-	log     *bytes.Buffer
 }
 
 type locked struct {

@@ -50,9 +50,9 @@ type market struct {
 // rented is a lease: what its provider has of it, and its renter's side.
 type rented struct {
 	checks
-	accepted, signed uint256.Int
-	running          map[uint64]bool
-	broken           []uint64 // that the renter has not heard of yet
+	accepted uint256.Int
+	running  map[uint64]bool
+	broken   []uint64 // that the renter has not heard of yet
 }
 
 func openWallet(t *testing.T) *wallet.Wallet {
