@@ -8,24 +8,26 @@ import (
 
 // pick draws one of several.
 func (r *Router) pick(from []candidate) (picked candidate, explores bool) {
-	if r.random.Float64() < explore {
-		return from[r.random.IntN(len(from))], true
-	}
+	explores = r.random.Float64() < explore
 	slices.SortStableFunc(from, byJ)
-	from = from[:min(len(from), weighed)]
-	var weights [weighed]float64
+	if !explores {
+		from = from[:min(len(from), weighed)]
+	}
+	var weights [drawn]float64
 	sum := 0.
 	for i, c := range from {
-		weights[i] = weight(c.j, from[0].j)
+		if weights[i] = weight(c.j, from[0].j); explores {
+			weights[i] = 1 / max(c.j.float(), 1) // what it costs to learn of an endpoint is alike for all
+		}
 		sum += weights[i]
 	}
 	at := r.random.Float64() * sum
 	for i, c := range from {
 		if at -= weights[i]; at < 0 {
-			return c, false
+			return c, explores
 		}
 	}
-	return from[0], false
+	return from[0], explores
 }
 
 // weight is 1 for the least J, and of no other more.
@@ -77,7 +79,7 @@ func (r *Router) Done(now time.Duration, c *Choice, result Result) {
 		result.Outcome = Failed
 	}
 	if result.Outcome == Done || result.Outcome == Aborted {
-		r.learn(s, c.prompt, result)
+		r.learn(s, c, result)
 	}
 	switch result.Outcome {
 	case Done:
@@ -92,12 +94,12 @@ func (r *Router) Done(now time.Duration, c *Choice, result Result) {
 	}
 }
 
-func (r *Router) learn(s *state, prompt int64, result Result) {
+func (r *Router) learn(s *state, c *Choice, result Result) {
 	if m := r.models[s.Model]; m != nil {
-		s.estimator = m.figures(s)
-		m.all.learn(prompt, result)
+		s.estimator = m.known(s)
+		m.all.learn(c.prompt, c.flying, result)
 	}
-	s.estimator.learn(prompt, result)
+	s.estimator.learn(c.prompt, c.flying, result)
 }
 
 // Row is an endpoint as a dashboard shows it for a request.
@@ -123,12 +125,16 @@ func (r *Router) Table(now time.Duration, request Request) []Row {
 	}
 	rows := make([]Row, 0, len(m.states))
 	for _, s := range m.states {
-		v := r.judge(now, m, s, &request)
 		e := m.figures(s)
-		row := Row{Endpoint: s.Endpoint, Cost: v.cost, Estimate: e.estimate(now, &request), InFlight: s.flying, Out: v.rule}
-		if v.rule != "" {
-			row.Why = v.rule.words(&s.Endpoint, &request, v.cost.Pay, v.reserve)
+		row := Row{Endpoint: s.Endpoint, Estimate: e.estimate(now, &request), InFlight: s.flying, Out: s.asked(&request)}
+		var pay, reserve Nano
+		if row.Out == "" {
+			row.Out, pay, reserve = r.bounds(s, &e, &request)
 		}
+		if row.Out == "" || row.Out == RulePrice || row.Out == RuleCap || row.Out == RuleBudget {
+			row.Cost = e.cost(now, s.Price, r.worth(&request), r.failure, &request, s.cached(&request))
+		}
+		row.Why = row.Out.words(&s.Endpoint, &request, pay, reserve)
 		row.Breaker, row.Until = s.breaker.state(now)
 		rows = append(rows, row)
 	}

@@ -16,6 +16,9 @@ func (p Price) Pay(wait time.Duration, in, out int64) Nano {
 }
 
 func (p Price) byTokens(in, out int64) Nano {
+	if p.PerInputToken.IsZero() && p.PerOutputToken.IsZero() {
+		return Nano{}
+	}
 	return p.PerInputToken.mulDiv(uint64(tokens(in)), 1, false).Add(p.PerOutputToken.mulDiv(uint64(tokens(out)), 1, false))
 }
 

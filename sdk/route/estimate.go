@@ -9,8 +9,8 @@ import (
 // got slow loses more than who comes back late to one that got fast.
 const (
 	firstUp, firstDown = .3, .15 // gain of the normalized LMS on the time to the first token
-	tokenUp, tokenDown = .3, .1  // weight of the newest sample in the EWMA of the time per token
-	scale              = 1000    // tokens that weigh in the LMS as much as the constant part does
+	tokenUp, tokenDown = .3, .1  // and on the time per token
+	scale              = 1000    // tokens that weigh in the LMS as much as the constant part does, and as one own request in flight
 	forget             = 30      // seconds in which counts of answers fall to 1/e
 
 	priorFirst  = .3   // seconds to the first token of a server that nobody has asked yet
@@ -28,9 +28,9 @@ const (
 
 // Estimate is what a Router has learned of one endpoint and model from the caller's own requests.
 type Estimate struct {
-	FirstToken time.Duration // to the first token of an answer to an empty prompt; up to an hour
+	FirstToken time.Duration // to the first token of an answer to an empty prompt, beside the own requests that are there; up to an hour
 	PerPrompt  time.Duration // more of it for each prompt token
-	PerToken   time.Duration // for each token of the answer
+	PerToken   time.Duration // for each token of the answer, likewise
 	Wait       time.Duration // for the whole answer to the request at hand; up to an hour
 	Success    float64       // chance that an answer comes whole, over 0 and under 1
 	Samples    int           // answers that were timed, at most 1,000,000; 0: the times are those of other endpoints of the model
@@ -38,7 +38,8 @@ type Estimate struct {
 
 // estimator learns from one endpoint, or from all of a model. Its figures are finite and within their bounds whatever it is given.
 type estimator struct {
-	a, b, d float64 // seconds; per prompt token; per token
+	a, b, q float64 // seconds to the first token; more per prompt token; more per own request that is there already
+	d, w    float64 // seconds per token; more per own request that is there already
 	timed   int     // samples of the time to the first token
 	paced   int     // and of the time per token
 	ok, bad float64 // answers, decayed to at
@@ -47,12 +48,14 @@ type estimator struct {
 
 func newEstimator() estimator { return estimator{a: priorFirst, b: priorPrompt, d: priorToken} }
 
-// learn takes the times of an answer with that many prompt tokens to read, as the caller measured them. Where the answer came in one
+// learn takes the times of an answer with that many prompt tokens to read, which was sent when so many own requests were there, as
+// the caller measured them. Where the answer came in one
 // piece, what it took longer or shorter than expected is laid to its parts alike.
-func (e *estimator) learn(prompt int64, result Result) {
+func (e *estimator) learn(prompt int64, flying int, result Result) {
+	now := e.beside(flying)
 	first, total := within(result.FirstToken), within(result.Total)
 	if first == 0 && result.Outcome == Done {
-		reads, whole := e.wait(prompt, 0), e.wait(prompt, result.OutTokens)
+		reads, whole := now.wait(prompt, 0), now.wait(prompt, result.OutTokens)
 		first = seconds(total.Seconds() * max(reads.Seconds(), minToken) / max(whole.Seconds(), minToken))
 		first = min(first, total)
 	}
@@ -60,15 +63,18 @@ func (e *estimator) learn(prompt int64, result Result) {
 		return
 	}
 	in := float64(tokens(prompt))
-	x := in / scale
-	miss := first.Seconds() - (e.a + e.b*in)
-	step := gain(e.timed, miss, firstUp, firstDown) * miss / (1 + x*x)
+	x, y := in/scale, float64(flying)
+	miss := first.Seconds() - (now.a + now.b*in)
+	step := gain(e.timed, miss, firstUp, firstDown) * miss / (1 + x*x + y*y)
 	e.a = bound(e.a+step, 0, maxTime.Seconds())
 	e.b = bound(e.b+step*x/scale, 0, maxPrompt)
+	e.q = bound(e.q+step*y, 0, maxTime.Seconds())
 	e.timed = min(e.timed+1, 1_000_000)
 	if out := tokens(result.OutTokens); out > 1 && total >= first {
-		miss := bound((total-first).Seconds()/float64(out-1), minToken, maxToken) - e.d
-		e.d = bound(e.d+gain(e.paced, miss, tokenUp, tokenDown)*miss, minToken, maxToken)
+		miss := bound((total-first).Seconds()/float64(out-1), minToken, maxToken) - now.d
+		step := gain(e.paced, miss, tokenUp, tokenDown) * miss / (1 + y*y)
+		e.d = bound(e.d+step, minToken, maxToken)
+		e.w = bound(e.w+step*y, 0, maxToken)
 		e.paced = min(e.paced+1, 1_000_000)
 	}
 }
@@ -98,6 +104,14 @@ func (e *estimator) count(now time.Duration, good bool) {
 func (e *estimator) counts(now time.Duration) (ok, bad float64) {
 	left := math.Exp(-max(now-e.at, 0).Seconds() / forget)
 	return e.ok * left, e.bad * left
+}
+
+// beside is what is expected of a request that comes when so many own ones are there: a server that they fill is dear at once, and
+// not when their late answers come back.
+func (e *estimator) beside(flying int) estimator {
+	now, n := *e, float64(flying)
+	now.a, now.d = bound(e.a+e.q*n, 0, maxTime.Seconds()), bound(e.d+e.w*n, minToken, maxToken)
+	return now
 }
 
 // wait is the expected time of an answer.

@@ -106,8 +106,8 @@ func (n Nano) Sub(m Nano) Nano {
 
 // mulDiv is n*m/d, rounded up or down, and the largest Nano if that is more, or n*m is. d is not 0.
 func (n Nano) mulDiv(m, d uint64, up bool) Nano {
-	if high, low := bits.Mul64(n.n[0], m); n.n.IsUint64() && high == 0 { // all usual amounts
-		whole, rest := low/d, low%d
+	if high, low := bits.Mul64(n.n[0], m); n.n.IsUint64() && high < d { // all usual amounts
+		whole, rest := bits.Div64(high, low, d)
 		if up && rest > 0 {
 			return Nanos(whole).Add(Nanos(1))
 		}

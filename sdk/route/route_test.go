@@ -3,6 +3,7 @@ package route
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -79,7 +80,7 @@ func near(t *testing.T, what string, got, want, within float64) {
 func TestEstimator(t *testing.T) {
 	e := newEstimator()
 	sample := func(first, perToken float64) {
-		e.learn(0, Result{Outcome: Done, FirstToken: seconds(first), Total: seconds(first + 100*perToken), OutTokens: 101})
+		e.learn(0, 0, Result{Outcome: Done, FirstToken: seconds(first), Total: seconds(first + 100*perToken), OutTokens: 101})
 	}
 	sample(1, .01)
 	near(t, "a after the first sample", e.a, 1, 1e-6)
@@ -95,7 +96,7 @@ func TestEstimator(t *testing.T) {
 	for i := range 2000 {
 		in := int64(100 + 37*i%4000)
 		first := .2 + 1e-4*float64(in)
-		e.learn(in, Result{Outcome: Done, FirstToken: seconds(first), Total: seconds(first + 2), OutTokens: 101})
+		e.learn(in, 0, Result{Outcome: Done, FirstToken: seconds(first), Total: seconds(first + 2), OutTokens: 101})
 	}
 	near(t, "a of a line", e.a, .2, .005)
 	near(t, "b of a line", e.b, 1e-4, 2e-6)
@@ -111,7 +112,7 @@ func TestEstimator(t *testing.T) {
 func TestEstimatorInOnePiece(t *testing.T) {
 	e := newEstimator()
 	for range 50 {
-		e.learn(500, Result{Outcome: Done, Total: 7 * time.Second, OutTokens: 100})
+		e.learn(500, 0, Result{Outcome: Done, Total: 7 * time.Second, OutTokens: 100})
 	}
 	near(t, "wait", e.wait(500, 100).Seconds(), 7, .1)
 }
@@ -185,18 +186,64 @@ func TestAffinity(t *testing.T) {
 	near(t, "share of a when it is slow", shares(t, r, 0, 2000, request)["a"], .01, .02)
 }
 
-// TestSoftmax: two in a known relation of J are drawn as the weights say, and one in fifty is drawn alike.
+// TestSoftmax: two in a known relation of J are drawn as the weights say, and one in fifty is drawn by 1/J.
 func TestSoftmax(t *testing.T) {
 	r := bench(t, 2.4, 2.4)
-	for id, d := range map[string]float64{"a": .1, "b": .12} {
-		r.states[key{id: id, model: "m"}].estimator = estimator{a: .2, d: d, timed: 9, paced: 9}
+	for _, test := range []struct{ b, within float64 }{{.12, .01}, {1, .0008}} {
+		for id, d := range map[string]float64{"a": .1, "b": test.b} {
+			r.states[key{id: id, model: "m"}].estimator = estimator{a: .2, d: d, timed: 9, paced: 9}
+		}
+		rows := r.Table(0, plain)
+		ratio := rows[1].Cost.J().BaseUnits() / rows[0].Cost.J().BaseUnits()
+		weight := math.Exp(-(ratio - 1) / .1)
+		near(t, fmt.Sprintf("share of b, %.2f times as dear", ratio), shares(t, r, 0, 20_000, plain)["b"], .02/(1+ratio)+.98*weight/(1+weight), test.within)
 	}
-	rows := r.Table(0, plain)
-	ratio := rows[1].Cost.J().BaseUnits() / rows[0].Cost.J().BaseUnits()
-	weight := math.Exp(-(ratio - 1) / .2)
-	near(t, "share of b", shares(t, r, 0, 20_000, plain)["b"], .02*.5+.98*weight/(1+weight), .015)
-	r.states[key{id: "b", model: "m"}].d = 10
-	near(t, "share of b when it is 100 times as dear", shares(t, r, 0, 20_000, plain)["b"], .01, .004)
+}
+
+// TestCrowd: what own requests in flight add to the time of an answer is learned, counts before any of them has ended, and is no more
+// once they have.
+func TestCrowd(t *testing.T) {
+	r := bench(t, 2.4, 2.6)
+	burst := func(n int) (sent map[string]int) {
+		sent = make(map[string]int)
+		var choices []*Choice
+		var results []Result
+		for range n {
+			c := choose(t, r, 0, plain)
+			first := .2
+			if c.Endpoint.ID == "a" {
+				first += .3 * float64(sent["a"])
+			}
+			sent[c.Endpoint.ID]++
+			choices = append(choices, c)
+			results = append(results, Result{Outcome: Done, FirstToken: seconds(first), Total: seconds(first + 2), OutTokens: 101})
+		}
+		for i, c := range choices {
+			r.Done(0, c, results[i])
+		}
+		return sent
+	}
+	for range 20 {
+		burst(30)
+	}
+	s := r.states[key{id: "a", model: "m"}]
+	near(t, "seconds more for each in flight", s.q, .3, .05)
+	if other := r.states[key{id: "b", model: "m"}]; other.q > .03 || other.w > 1e-3 {
+		t.Errorf("b, which has room: %g s and %g s a token more for each in flight", other.q, other.w)
+	}
+	if a := burst(30)["a"]; a > 8 {
+		t.Errorf("%d of a burst of 30 went where each waits for those before it", a)
+	}
+	idle := r.Table(0, plain)[0].Estimate.Wait
+	c := only(t, r, 0, "a", Result{Outcome: Aborted})
+	for range 10 {
+		s.flying++
+	}
+	busy := r.Table(0, plain)[0].Estimate
+	near(t, "seconds more beside ten", (busy.Wait - idle).Seconds(), 3, .5)
+	if full := only(t, r, 0, "a", Result{Outcome: Aborted}); full.Limit <= c.Limit || full.Reserve.Cmp(c.Reserve) <= 0 {
+		t.Errorf("%s and %s reserved beside ten, %s and %s alone", full.Limit, full.Reserve, c.Limit, c.Reserve)
+	}
 }
 
 // TestOfMany: of 100 the best is among the 32 that are drawn about every third time, and taken then. Of the 32 no more than 16 are weighed.
@@ -286,6 +333,62 @@ func TestRules(t *testing.T) {
 	_, err := bench(t, 1).Choose(0, Request{Model: "other"})
 	if !errors.Is(err, ErrNone) {
 		t.Errorf("a model that nobody serves: %v", err)
+	}
+}
+
+// TestFirstRule: each endpoint that is out is counted once, by the first rule that it breaks, as Table says it; an ID that several
+// share, that is named twice or ignored as well, counts as often as it has endpoints.
+func TestFirstRule(t *testing.T) {
+	r := bench(t)
+	var endpoints []Endpoint
+	for i := range 60 {
+		e := Endpoint{
+			ID: name(i % 20), Model: "m", Revision: "r1", Quantization: []string{"fp8", "fp16", ""}[i/20], Region: []string{"eu", "us"}[i%2],
+			Policies: [][]string{nil, {"no-store"}, {"zdr", "no-store"}, {`zdr" "no-store`}}[i/2%4], Price: Price{PerSlotSecond: Nanos(uint64(i) * 1e9)},
+			MaxInFlight: i % 3,
+		}
+		endpoints = append(endpoints, e)
+	}
+	if err := r.Set(endpoints); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range r.states {
+		s.flying = 1
+	}
+	lists := [][]string{nil, {"a"}, {"b", "c", "b", "nobody"}, {"c", "d", "e", "f"}}
+	for i := range 4 * 4 * 32 {
+		request := plain
+		request.Only, request.Ignore = lists[i%4], lists[i/4%4]
+		bits := i / 16
+		for bit, narrow := range []func(){
+			func() { request.Quantizations = []string{"fp8"} },
+			func() { request.Regions = []string{"us"} },
+			func() { request.Policies = []string{"no-store", "zdr"} },
+			func() { request.MaxPrice.PerSlotSecond = Nanos(20e9) },
+			func() { request.Budget = Base(100) },
+		} {
+			if bits>>bit&1 == 1 {
+				narrow()
+			}
+		}
+		want, in := make(map[Rule]int), 0
+		for _, row := range r.Table(0, request) {
+			if row.Out == "" {
+				in++
+				continue
+			}
+			want[row.Out]++
+		}
+		c, err := r.Choose(0, request)
+		var none *NoneError
+		switch {
+		case in > 0 && (err != nil || c.Endpoint.asked(&request) != ""):
+			t.Fatalf("%+v: %d may take it, and Choose = %+v, %v", request, in, c, err)
+		case in == 0 && (!errors.As(err, &none) || !maps.Equal(none.Out, want)):
+			t.Fatalf("%+v: %v, want %v", request, err, want)
+		case err == nil:
+			r.Done(0, c, Result{Outcome: Aborted})
+		}
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 
 // How a choice is drawn.
 const (
-	explore     = .02 // chance that a request is sent to any of those drawn alike
-	temperature = .2  // of the softmax over J/Jmin
+	explore     = .02 // chance that a request is sent anywhere, to learn
+	temperature = .1  // of the softmax over J/Jmin
 	drawn       = 32  // endpoints that are looked at
 	weighed     = 16  // of those, the ones with the least J
 )
@@ -34,7 +34,8 @@ type Router struct {
 	now     time.Duration // the latest that was given
 	states  map[key]*state
 	models  map[string]*model
-	order   []int32 // scratch: a random order of a model's endpoints
+	among   []*state // scratch: endpoints that a request may be sent to
+	asks    uint64   // requests so far; endpoints that one names are marked with it
 }
 
 type key struct{ id, model, revision, quantization string }
@@ -45,12 +46,8 @@ type state struct {
 	estimator
 	breaker
 	flying int
-}
-
-// model is the endpoints of one, and what all of their answers taught.
-type model struct {
-	states []*state
-	all    estimator
+	class  *class
+	named  uint64 // the last request, by Router.asks, that named it
 }
 
 // New is a Router without endpoints.
@@ -109,6 +106,9 @@ func (r *Router) Set(endpoints []Endpoint) error {
 		}
 		models[e.Model].states = append(models[e.Model].states, s)
 	}
+	for _, m := range models {
+		m.index()
+	}
 	r.states, r.models = states, models
 	return nil
 }
@@ -127,6 +127,7 @@ type Choice struct {
 
 	state  *state
 	prompt int64 // tokens that it has to read
+	flying int   // others that were there when it was sent
 	trial  bool
 	ended  bool
 }
@@ -150,7 +151,7 @@ func (r *Router) Choose(now time.Duration, request Request) (*Choice, error) {
 	case len(open) > 0:
 		picked = slices.MinFunc(open, byJ)
 	default:
-		return nil, &NoneError{Model: request.Model, Out: out}
+		return nil, &NoneError{Model: request.Model, Out: out.byRule()}
 	}
 	c := r.choice(now, m, &request, picked)
 	c.Explores, c.LastResort = explores, len(closed) == 0
@@ -164,7 +165,7 @@ func (r *Router) choice(now time.Duration, m *model, request *Request, picked ca
 	c.Cost = e.cost(now, s.Price, r.worth(request), r.failure, request, s.cached(request))
 	c.Limit, c.Reserve = e.reserve(s.Price, request)
 	c.prompt -= min(s.cached(request), c.prompt)
-	c.trial = s.begin(now)
+	c.trial, c.flying = s.begin(now), s.flying
 	s.flying++
 	return c
 }
@@ -183,69 +184,58 @@ type candidate struct {
 
 func byJ(a, b candidate) int { return a.j.Cmp(b.j) }
 
-// draw looks at the endpoints of a model in a random order, until as many as are drawn may take the request. Those whose breaker is
-// open are told apart, the time that they are still open being counted as waited.
-func (r *Router) draw(now time.Duration, m *model, request *Request) (closed, open []candidate, out map[Rule]int) {
-	r.order = r.order[:0]
-	for i := range m.states {
-		r.order = append(r.order, int32(i))
-	}
+// draw looks at the endpoints that may take a request in a random order, until as many as are drawn may. Those whose breaker is
+// open are told apart, the time that they are still open being counted as waited. What out counts is whole where none may.
+func (r *Router) draw(now time.Duration, m *model, request *Request) (closed, open []candidate, out tally) {
+	among, out := r.admit(m, request)
 	closed = make([]candidate, 0, drawn)
-	for i := range r.order {
-		j := i + r.random.IntN(len(r.order)-i)
-		r.order[i], r.order[j] = r.order[j], r.order[i]
-		s := m.states[r.order[i]]
-		verdict := r.judge(now, m, s, request)
-		if verdict.rule != "" {
-			if out == nil {
-				out = make(map[Rule]int)
-			}
-			out[verdict.rule]++
+	for i := range among {
+		j := i + r.random.IntN(len(among)-i)
+		among[i], among[j] = among[j], among[i]
+		s := among[i]
+		state, until := s.breaker.state(now)
+		if state == Open && len(open) == drawn {
 			continue
 		}
-		c := candidate{state: s, j: verdict.cost.J()}
-		state, until := s.breaker.state(now)
-		switch {
-		case state != Open:
-			closed = append(closed, c)
-		case len(open) < drawn:
+		e := m.figures(s)
+		if rule, _, _ := r.bounds(s, &e, request); rule != "" {
+			out.add(rule, 1)
+			continue
+		}
+		cost := e.cost(now, s.Price, r.worth(request), r.failure, request, s.cached(request))
+		c := candidate{state: s, j: cost.J()}
+		if state == Open {
 			c.j = c.j.Add(r.worth(request).forTime(until - now))
 			open = append(open, c)
+			continue
 		}
-		if len(closed) == drawn {
+		if closed = append(closed, c); len(closed) == drawn {
 			break
 		}
 	}
 	return closed, open, out
 }
 
-// verdict is what a request would cost at an endpoint, and the rule that leaves it out, if one does.
-type verdict struct {
-	rule    Rule
-	cost    Cost
-	reserve Nano
-}
-
-func (r *Router) judge(now time.Duration, m *model, s *state, request *Request) verdict {
-	rule := s.asked(request)
-	if rule == "" && s.MaxInFlight > 0 && s.flying >= s.MaxInFlight {
-		rule = RuleBusy
+// bounds is the first rule that a request breaks at an endpoint by what is in flight there and by money, or none; what is expected to
+// be paid, where that was asked for; and what is to be reserved.
+func (r *Router) bounds(s *state, e *estimator, request *Request) (rule Rule, pay, reserve Nano) {
+	if s.MaxInFlight > 0 && s.flying >= s.MaxInFlight {
+		return RuleBusy, Nano{}, Nano{}
 	}
-	if rule != "" {
-		return verdict{rule: rule}
+	if request.MaxPrice != (Price{}) {
+		in, out := request.tokens()
+		if pay = s.Price.Pay(e.wait(in, out), in, out); s.Price.dear(request, pay) {
+			return RulePrice, pay, Nano{}
+		}
 	}
-	e := m.figures(s)
-	v := verdict{cost: e.cost(now, s.Price, r.worth(request), r.failure, request, s.cached(request))}
-	_, v.reserve = e.reserve(s.Price, request)
+	_, reserve = e.reserve(s.Price, request)
 	switch {
-	case s.Price.dear(request, v.cost.Pay):
-		v.rule = RulePrice
-	case request.Cap != nil && v.reserve.Cmp(request.Cap(s.ID)) > 0:
-		v.rule = RuleCap
-	case v.reserve.Cmp(request.Budget) > 0:
-		v.rule = RuleBudget
+	case request.Cap != nil && reserve.Cmp(request.Cap(s.ID)) > 0:
+		return RuleCap, pay, reserve
+	case reserve.Cmp(request.Budget) > 0:
+		return RuleBudget, pay, reserve
 	}
-	return v
+	return "", pay, reserve
 }
 
 func (r *Router) worth(request *Request) Nano {
@@ -253,18 +243,6 @@ func (r *Router) worth(request *Request) Nano {
 		return request.Sort.worth(r.second)
 	}
 	return request.Sort.worth(request.SecondWorth)
-}
-
-// figures are an endpoint's, and the model's where it has none of its own yet.
-func (m *model) figures(s *state) estimator {
-	e := s.estimator
-	if e.timed == 0 {
-		e.a, e.b = m.all.a, m.all.b
-	}
-	if e.paced == 0 {
-		e.d = m.all.d
-	}
-	return e
 }
 
 // cached is how many prompt tokens an endpoint has read before, as the request says.

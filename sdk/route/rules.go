@@ -72,11 +72,35 @@ const (
 	RuleBudget       Rule = "budget" // what it may cost is more than the budget has
 )
 
+// rules in the order in which they are tried. An endpoint is out by the first one.
+var rules = [...]Rule{RuleModel, RuleOnly, RuleRevision, RuleQuantization, RuleRegion, RulePolicy, RuleBusy, RulePrice, RuleCap, RuleBudget}
+
+// tally counts endpoints by the rule that leaves them out.
+type tally [len(rules)]int
+
+func (t *tally) add(rule Rule, n int) { t[slices.Index(rules[:], rule)] += n }
+
+func (t *tally) byRule() map[Rule]int {
+	out := make(map[Rule]int)
+	for i, n := range t {
+		if n > 0 {
+			out[rules[i]] = n
+		}
+	}
+	return out
+}
+
 // asked is the first rule by which an endpoint is not for a request at all, or none.
 func (e *Endpoint) asked(r *Request) Rule {
-	switch {
-	case len(r.Only) > 0 && !slices.Contains(r.Only, e.ID), slices.Contains(r.Ignore, e.ID):
+	if len(r.Only) > 0 && !slices.Contains(r.Only, e.ID) || slices.Contains(r.Ignore, e.ID) {
 		return RuleOnly
+	}
+	return e.offers(r)
+}
+
+// offers is the first rule that what an endpoint says of itself breaks, or none.
+func (e *Endpoint) offers(r *Request) Rule {
+	switch {
 	case r.Revision != "" && r.Revision != e.Revision:
 		return RuleRevision
 	case len(r.Quantizations) > 0 && !slices.Contains(r.Quantizations, e.Quantization):
@@ -141,7 +165,7 @@ func (e *NoneError) Error() string {
 		return fmt.Sprintf("%v: nobody serves model %.80q", ErrNone, e.Model)
 	}
 	var parts []string
-	for _, rule := range []Rule{RuleOnly, RuleRevision, RuleQuantization, RuleRegion, RulePolicy, RuleBusy, RulePrice, RuleCap, RuleBudget} {
+	for _, rule := range rules {
 		if n := e.Out[rule]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d by %s", n, rule))
 		}

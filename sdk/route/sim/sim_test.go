@@ -79,7 +79,7 @@ func TestOneOdd(t *testing.T) {
 	gone.Gone = time.Nanosecond
 	full := steady("says 429", .06, 90)
 	full.Load.Mean, full.Load.Noise, full.Rejects, full.RetryAfter = 1.2, 0, true, 5*time.Second
-	for odd, most := range map[*Server]float64{&half: .06, &liar: .02, &gone: .03, &full: .15} {
+	for odd, most := range map[*Server]float64{&half: .08, &liar: .02, &gone: .03, &full: .15} {
 		t.Run(odd.ID, func(t *testing.T) {
 			w := NewWorld(7, []Server{*odd, steady("a", .075, 80), steady("b", .08, 90), steady("c", .09, 70)})
 			arrivals := Process{Seed: 7, Rate: 1, Burst: 3}.Arrivals(20 * time.Minute)
