@@ -79,7 +79,10 @@ func (e *estimator) reserve(price Price, r *Request) (limit time.Duration, all N
 	in, _ := r.tokens()
 	wait := e.wait(in, r.maxTokens())
 	limit = wait + wait/2 + time.Second
-	byTokens := price.byTokens(in, r.maxTokens()).mulDiv(3, 2, true)
+	byTokens := price.byTokens(in, r.maxTokens())
+	if !byTokens.IsZero() {
+		byTokens = byTokens.mulDiv(3, 2, true)
+	}
 	all = price.PerSlotSecond.forTime(limit).Add(byTokens)
 	return limit, all.mulDiv(1, perBase, true).mulDiv(perBase, 1, true)
 }

@@ -48,9 +48,8 @@ type estimator struct {
 
 func newEstimator() estimator { return estimator{a: priorFirst, b: priorPrompt, d: priorToken} }
 
-// learn takes the times of an answer with that many prompt tokens to read, which was sent when so many own requests were there, as
-// the caller measured them. Where the answer came in one
-// piece, what it took longer or shorter than expected is laid to its parts alike.
+// learn takes the times of an answer with that many prompt tokens to read, as the caller measured them; flying own requests were there
+// when it was sent. Where it came in one piece, what it took longer or shorter than expected is laid to its parts alike.
 func (e *estimator) learn(prompt int64, flying int, result Result) {
 	now := e.beside(flying)
 	first, total := within(result.FirstToken), within(result.Total)

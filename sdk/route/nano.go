@@ -25,7 +25,7 @@ const perBase = 1_000_000_000
 var most = Nano{*new(uint256.Int).SetAllOne()}
 
 // Nanos is n billionths of a base unit.
-func Nanos(n uint64) Nano { return Nano{*uint256.NewInt(n)} }
+func Nanos(n uint64) Nano { return Nano{uint256.Int{n}} }
 
 // Base is n base units.
 func Base(n uint64) Nano { return Nanos(n).mulDiv(perBase, 1, false) }
