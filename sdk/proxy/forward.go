@@ -88,6 +88,9 @@ func (c *call) serve() {
 			return
 		}
 		c.next(a, end)
+		if end.charged && context.Cause(a.limit) == errLimit { // the next one would be paid for the same
+			break
+		}
 		if c.q.options.noFallbacks && len(c.q.options.order) == 0 {
 			break
 		}
@@ -235,6 +238,9 @@ func (q *query) request(c *call) route.Request {
 		r.MaxTokens = c.config.MaxTokens
 	}
 	r.OutTokens = min(c.learned.expect(c.key.Name, q.models[0]), r.MaxTokens)
+	if q.path == pathEmbeddings {
+		r.OutTokens = 1
+	}
 	r.Ignore = slices.Concat(r.Ignore, named(c.config.Pool.Endpoints(), q.options.ignore))
 	return r
 }

@@ -149,7 +149,7 @@ func (q *query) parse() *APIError {
 		return invalid("models", "The request names more than %d models.", maxModels)
 	}
 	if q.path == pathEmbeddings {
-		q.maxTok = 1
+		q.maxTok = embeds(q.members, q.inTok)
 	}
 	q.members = slices.DeleteFunc(q.members, func(m member) bool { return m.name == "models" || m.name == "provider" })
 	if model == "" {
@@ -157,6 +157,19 @@ func (q *query) parse() *APIError {
 	}
 	q.turns = turns(q.members)
 	return nil
+}
+
+// embeds is for how many tokens of an answer's time embeddings are reserved, which have none: 10 ms for a token of the input and 20 ms for a
+// text, while nothing is known of the server. Servers take a small part of that, and what is not used comes back.
+func embeds(members []member, in int64) int64 {
+	texts := int64(1)
+	for _, m := range members {
+		var list []json.RawMessage
+		if m.name == "input" && json.Unmarshal(m.value, &list) == nil {
+			texts = int64(len(list))
+		}
+	}
+	return 16 + in/2 + texts
 }
 
 // bytesPerToken is how many bytes of JSON a token has, about: an estimate of it is enough to compare providers.

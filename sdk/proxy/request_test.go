@@ -1,0 +1,44 @@
+package proxy_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/proxy"
+	"github.com/gpupay/gpupay/sdk/route"
+)
+
+// TestEmbeddingsAreReservedByTheirInput: embeddings of many texts get the time that those need, and are expected to cost what they did.
+func TestEmbeddingsAreReservedByTheirInput(t *testing.T) {
+	t.Parallel()
+	var d *desk
+	var least route.Nano
+	d = newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		least, _ = d.purse.Left("")
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"object":"list","data":[{"embedding":[1]}]}`))
+	})})
+	for input, want := range map[string]time.Duration{`"` + strings.Repeat("word ", 4000) + `"`: 40 * time.Second, `["a"` + strings.Repeat(`,"a"`, 2000) + `]`: 40 * time.Second, `"a"`: time.Second} {
+		before, _ := d.purse.Left("")
+		a := d.post("/v1/embeddings", `{"model":"m","input":`+input+`}`)
+		if reserved := before.Sub(least); a.StatusCode != http.StatusOK || reserved.BaseUnits() < want.Seconds()*1000 { // a second costs 1000
+			t.Errorf("%.20s: %d %.200s; %s reserved", input, a.StatusCode, a.text, reserved)
+		}
+	}
+}
+
+// TestACutIsPaidOnce: a request that is ended by what was reserved for it, and paid, is not sent to the next provider, which would be paid for
+// the same.
+func TestACutIsPaidOnce(t *testing.T) {
+	t.Parallel()
+	hangs := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	d := newDesk(t, []*engine{newEngine(t, hangs), newEngine(t, hangs)}, func(_ *proxy.Config, p *purse) {
+		p.left = 50_000 // what a slow answer may take is bounded by it
+	})
+	a := d.post("/v1/chat/completions", `{"model":"m","max_tokens":1,"messages":[]}`)
+	if n := d.engines[0].asked.Load() + d.engines[1].asked.Load(); a.StatusCode != http.StatusServiceUnavailable || n != 1 {
+		t.Errorf("%d %s: %d providers were asked", a.StatusCode, a.text, n)
+	}
+}
