@@ -190,9 +190,7 @@ func ceiling(daily string) (string, error) {
 func budgets(p *pool.Pool, keys []proxy.Key) error {
 	all := make(map[string]string)
 	for _, key := range keys {
-		if key.Budget != "" {
-			all[key.Name] = key.Budget
-		}
+		all[key.Name] = key.Budget
 	}
 	return p.SetKeys(all)
 }

@@ -60,10 +60,10 @@ type Pool struct {
 
 	mu         sync.Mutex // may be taken while a site's is held, and not the other way round
 	candidates []Candidate
-	keys       map[string]route.Nano
-	sites      map[string]*site // by URL
-	closing    bool             // nothing more is rented
-	stopped    bool             // nothing more is begun
+	keys       map[string]route.Nano // nil until they are set
+	sites      map[string]*site      // by URL
+	closing    bool                  // nothing more is rented
+	stopped    bool                  // nothing more is begun
 	running    sync.WaitGroup
 }
 
@@ -72,7 +72,7 @@ type Pool struct {
 func Open(ctx context.Context, c Config) (*Pool, error) {
 	p := &Pool{
 		client: c.Client, deposit: c.Deposit, topUp: c.TopUp, idle: cmp.Or(c.Idle, 30*time.Minute), now: c.Now, log: c.Log,
-		keys: make(map[string]route.Nano), sites: make(map[string]*site),
+		sites: make(map[string]*site),
 	}
 	if p.now == nil {
 		p.now = time.Now
@@ -139,10 +139,15 @@ func (p *Pool) begin(run func(context.Context)) bool {
 	return true
 }
 
-// SetKeys replaces the daily budgets of local keys, by their names, in units of the token. A key that is not among them has the whole.
+// SetKeys replaces the daily budgets of local keys, by their names, in units of the token; empty: the whole budget. From the first call on
+// a key that is not among them has nothing: one that was removed spends no more, whatever request of it is on its way.
 func (p *Pool) SetKeys(budgets map[string]string) error {
 	keys := make(map[string]route.Nano, len(budgets))
 	for key, text := range budgets {
+		if text == "" {
+			keys[key] = p.budget
+			continue
+		}
 		amount, err := p.amount(fmt.Sprintf("budget of key %.64q", key), text)
 		if err != nil {
 			return err
@@ -160,7 +165,7 @@ func (p *Pool) limits(key string) budget.Limits {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := budget.Limits{All: p.budget}
-	if own, ok := p.keys[key]; ok && key != "" {
+	if own := p.keys[key]; p.keys != nil && key != "" {
 		l.Key = &own
 	}
 	return l

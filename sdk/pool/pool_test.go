@@ -21,8 +21,15 @@ func TestOneBudget(t *testing.T) {
 	dear, cheap := w.shop("36", 4), w.shop("18", 4) // 2,500 and 1,250 base units a second
 	client := w.client()
 	p := w.pool(client, nil)
-	if err := p.SetKeys(map[string]string{"ci": "0.02"}); err != nil {
+	if err := p.SetKeys(map[string]string{"ci": "0.02", "free": ""}); err != nil {
 		t.Fatal(err)
+	}
+	whole, _ := p.Left("")
+	if gone, err := p.Left("gone"); err != nil || !gone.IsZero() { // a key that was removed
+		t.Errorf("%s %v", gone, err)
+	}
+	if free, err := p.Left("free"); err != nil || free != whole {
+		t.Errorf("%s of %s, %v", free, whole, err)
 	}
 	offer(t, p, dear, cheap)
 	endpoints := p.Endpoints()

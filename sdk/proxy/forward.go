@@ -134,6 +134,11 @@ func (c *call) choose() (*attempt, *APIError) {
 func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
 	ctx, cancel := context.WithTimeout(c.r.Context(), payTimeout)
 	defer cancel()
+	var gone *APIError
+	if c.key, gone = c.caller(c.r); gone != nil { // it was removed while the request's body came, or while another provider was tried
+		c.router.Done(c.clock(), choice, route.Result{Outcome: route.Aborted})
+		return nil, gone
+	}
 	c.running.Add(1) // from here on something may be set aside for it
 	hold, err := c.config.Pool.Reserve(ctx, c.key.Name, choice.Endpoint.ID, choice.Reserve)
 	if err == nil {

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,6 +114,34 @@ func TestKeys(t *testing.T) {
 	}
 	if got := ask("whatever"); got != 500 {
 		t.Errorf("the file is none of keys: %d", got)
+	}
+}
+
+// TestKeyIsRemovedMeanwhile: a key that is removed while its request's body is on its way spends nothing.
+func TestKeyIsRemovedMeanwhile(t *testing.T) {
+	t.Parallel()
+	keys, err := proxy.OpenKeys(filepath.Join(t.TempDir(), "keys.json"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := keys.Add("ci", "5", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(t, []*engine{newEngine(t, well)}, func(c *proxy.Config, _ *purse) { c.Keys = keys })
+	body, sent := io.Pipe()
+	r, _ := http.NewRequest(http.MethodPost, "http://127.0.0.1/v1/chat/completions", body)
+	r.Header.Set("Authorization", "Bearer "+secret)
+	go func() {
+		_, _ = io.WriteString(sent, `{"model":"m",`) // read: the key was let in
+		_ = keys.Remove("ci")
+		_, _ = io.WriteString(sent, `"messages":[]}`)
+		_ = sent.Close()
+	}()
+	w := httptest.NewRecorder()
+	d.server.ServeHTTP(w, r)
+	if w.Code != http.StatusUnauthorized || d.engines[0].asked.Load() != 0 {
+		t.Errorf("%d %s; a provider was asked %d times", w.Code, w.Body, d.engines[0].asked.Load())
 	}
 }
 
