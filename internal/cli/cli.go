@@ -45,6 +45,7 @@ const forwarded = 2 * time.Second
 // Main runs a program until it is done or interrupted; a terminal that hangs up interrupts it too, unless it was started to
 // outlive that (nohup). An error is one line on stderr, and the exit status is 1, or what the error's Status says.
 func Main(run func(ctx context.Context) error) {
+	hush(os.Stderr)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	if !signal.Ignored(syscall.SIGHUP) {

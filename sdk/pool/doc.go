@@ -17,5 +17,8 @@
 // corrected to what was billed as soon as a record names it, some seconds later. Beside each reservation of a day, key and channel the
 // pool keeps aside two seconds of a slot, by which a provider's bill may honestly or not pass the renter's own clock.
 //
+// A program of one's own that pays through a pool has log.SetOutput drop what net/http's client says: behind an answer whose Content-Length is
+// too short it prints the rest, which is a provider's words and may be a prompt, by the standard logger. Programs of gpupay do.
+//
 // Amounts in a Config are units of the token, such as "2.50"; those in results are base units or [route.Nano].
 package pool
