@@ -1,14 +1,21 @@
 package proxy
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math"
+	"net"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/pool"
 )
 
 // APIError is an error as OpenAI's API has it. Its words are for who sent the request: which provider or budget it is, and what to do.
@@ -73,6 +80,33 @@ func (e *APIError) event(path string) []byte {
 		Choices []choice  `json:"choices"`
 	}{e.body(), []choice{{FinishReason: "error"}}})
 	return fmt.Appendf(nil, "data: %s\n\n", text)
+}
+
+// kind is what an error is, without its text: net/http's quotes what came over the connection, which may be a prompt or an answer.
+func kind(err error) string {
+	var code syscall.Errno
+	var certificate *tls.CertificateVerificationError
+	var dns *net.DNSError
+	var timeout net.Error
+	for _, own := range []error{errLimit, context.Canceled, context.DeadlineExceeded, pool.ErrClosed, pool.ErrEndpoint, io.ErrUnexpectedEOF, io.EOF} {
+		if errors.Is(err, own) {
+			return own.Error()
+		}
+	}
+	switch {
+	case errors.As(err, &code):
+		return code.Error()
+	case errors.As(err, &certificate):
+		return "its certificate is not trusted"
+	case errors.As(err, &dns):
+		return "its name cannot be looked up"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	}
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return fmt.Sprintf("%T", err)
 }
 
 func invalid(param, format string, args ...any) *APIError {

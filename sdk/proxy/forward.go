@@ -166,7 +166,7 @@ func (c *call) try(a *attempt) ending {
 	a.limit, a.sent = limit, c.config.Now()
 	res, err := a.hold.RoundTrip(c.q.outgoing(c.r.WithContext(limit), a.choice.Endpoint.Model))
 	if err != nil {
-		c.debug("a provider did not answer", a.choice.Endpoint.ID, err)
+		c.debug("a provider did not answer", a.choice.Endpoint.ID, kind(err))
 		return c.broken(a, "did not answer")
 	}
 	defer res.Body.Close()
@@ -250,7 +250,7 @@ func (q *query) request(c *call) route.Request {
 	return r
 }
 
-func (c *call) debug(what, endpoint string, err error) {
+func (c *call) debug(what, endpoint string, err any) {
 	c.config.Log.Debug(what, "provider", redact.URL(endpoint), "err", err)
 }
 

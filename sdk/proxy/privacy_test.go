@@ -77,3 +77,32 @@ func TestNothingIsKept(t *testing.T) {
 		}
 	}
 }
+
+// TestBrokenHTTPIsNotQuoted: a provider that answers a prompt with the prompt, instead of HTTP, has it in no log at any level: net/http's errors
+// quote what came.
+func TestBrokenHTTPIsNotQuoted(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]string{
+		"no status line": canary + "\r\n\r\n", "a bad status": "HTTP/1.1 " + canary + "\r\n\r\n", "a bad header": "HTTP/1.1 200 OK\r\n" + canary + "\r\n\r\n",
+		"a bad length": "HTTP/1.1 200 OK\r\nContent-Length: " + canary + "\r\n\r\n", "a bad encoding": "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + canary + "\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log locked
+			d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+				if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+					_, _ = conn.Write([]byte(answer))
+					_ = conn.Close()
+				}
+			})}, func(c *proxy.Config, _ *purse) {
+				c.Log = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			})
+			a := d.chat("")
+			log.mu.Lock()
+			defer log.mu.Unlock()
+			if text := log.String() + a.text; strings.Contains(text, canary) || !strings.Contains(text, "a provider did not answer") {
+				t.Errorf("%d, kept: %s", a.StatusCode, text)
+			}
+		})
+	}
+}
