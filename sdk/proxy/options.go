@@ -118,11 +118,14 @@ func perToken(price *big.Rat, decimals uint8) route.Nano {
 	}
 	scale := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(decimals)+9), nil)
 	scaled := new(big.Rat).Mul(price, new(big.Rat).SetFrac(scale, big.NewInt(1_000_000)))
-	nanos, over := uint256.FromBig(new(big.Int).Quo(scaled.Num(), scaled.Denom()))
-	if over || !nanos.IsUint64() {
-		return route.Nano{}
+	whole, nanos := new(big.Int).QuoRem(new(big.Int).Quo(scaled.Num(), scaled.Denom()), big.NewInt(1_000_000_000), new(big.Int))
+	base, _ := uint256.FromBig(whole) // 10^21 at the most, as parsed
+	bound, err := route.Amount(*base)
+	bound = bound.Add(route.Nanos(nanos.Uint64()))
+	if err != nil || bound.IsZero() { // what does not fit is no bound that is not there
+		return route.Nanos(1)
 	}
-	return route.Nanos(max(nanos.Uint64(), 1))
+	return bound
 }
 
 // named are the endpoints that names of a request mean: an endpoint's URL, or its host.

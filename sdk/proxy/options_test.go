@@ -56,6 +56,22 @@ func TestProviderOptions(t *testing.T) {
 	}
 }
 
+// TestMaxPriceOfManyDecimals: a bound holds with a token of 18 decimals as with one of 6.
+func TestMaxPriceOfManyDecimals(t *testing.T) {
+	t.Parallel()
+	for decimals, second := range map[uint8]uint64{6: 100_000, 18: 100_000_000_000_000_000} { // ten cents
+		d := newDesk(t, []*engine{newEngine(t, well)}, func(c *proxy.Config, p *purse) {
+			c.Decimals, p.left = decimals, 1<<63
+			p.endpoints[0].Price = route.Price{PerSlotSecond: route.Base(second)}
+		})
+		for price, want := range map[string]int{"0.05": 404, "50": 404, "1000000": 200} {
+			if a := d.chat(`,"max_tokens":10,"provider":{"max_price":{"prompt":` + price + `,"completion":` + price + `}}`); a.StatusCode != want {
+				t.Errorf("%d decimals, at most %s: %d %s", decimals, price, a.StatusCode, a.text)
+			}
+		}
+	}
+}
+
 // TestNoFallbacks: who does not want another provider gets the first one's failure.
 func TestNoFallbacks(t *testing.T) {
 	t.Parallel()
