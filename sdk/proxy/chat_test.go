@@ -131,3 +131,19 @@ func TestReserved(t *testing.T) {
 		t.Errorf("%s were left before, %s while it ran, %s after", before, least, after)
 	}
 }
+
+// TestCommentsAreNotKept: comments before the first event are passed on with it, and those of a provider that sends nothing else for long fill no
+// memory.
+func TestCommentsAreNotKept(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = io.WriteString(w, ": first\n\n"+strings.Repeat(":"+strings.Repeat("x", 1000)+"\n\n", 1000))
+		say(w, "Hello")
+		_, _ = io.WriteString(w, last)
+	})})
+	a := d.chat(`,"stream":true`)
+	if n := strings.Index(a.text, "data:"); a.StatusCode != http.StatusOK || !strings.HasPrefix(a.text, ": first\n") || n < 0 || n > 5000 || !strings.Contains(a.text, "Hello") {
+		t.Errorf("%d, %d bytes before the first event: %.300q", a.StatusCode, n, a.text)
+	}
+}

@@ -28,6 +28,9 @@ const (
 // maxAnswer bounds what is kept of an answer that is no stream until it is whole, in bytes. A longer one is passed on as it comes.
 const maxAnswer = 32 << 20
 
+// maxHeld bounds the comments that are kept until an answer begins, in bytes: those beyond it are dropped.
+const maxHeld = 4 << 10
+
 // writeTimeout bounds one write to a caller that does not read.
 const writeTimeout = time.Minute
 
@@ -99,7 +102,9 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 			if len(said) == 0 {
 				event = silent(event)
 				if !c.begun {
-					held = append(held, event...)
+					if len(held)+len(event) <= maxHeld {
+						held = append(held, event...)
+					}
 					continue
 				}
 			}
