@@ -43,6 +43,7 @@ func members(body []byte) ([]member, error) {
 		return nil, errors.New("it is no JSON object")
 	}
 	var all []member
+	seen := make(map[string]bool)
 	for d.More() {
 		name, err := d.Token()
 		if err != nil {
@@ -52,9 +53,10 @@ func members(body []byte) ([]member, error) {
 		if err := d.Decode(&m.value); err != nil {
 			return nil, errors.New("it is no JSON object")
 		}
-		if slices.ContainsFunc(all, func(other member) bool { return other.name == m.name }) {
+		if seen[m.name] {
 			return nil, errors.New("a member stands in it twice")
 		}
+		seen[m.name] = true
 		all = append(all, m)
 	}
 	if _, err := d.Token(); err != nil {

@@ -1,7 +1,10 @@
 package proxy_test
 
 import (
+	"context"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -40,5 +43,23 @@ func TestACutIsPaidOnce(t *testing.T) {
 	a := d.post("/v1/chat/completions", `{"model":"m","max_tokens":1,"messages":[]}`)
 	if n := d.engines[0].asked.Load() + d.engines[1].asked.Load(); a.StatusCode != http.StatusServiceUnavailable || n != 1 {
 		t.Errorf("%d %s: %d providers were asked", a.StatusCode, a.text, n)
+	}
+}
+
+// TestManyMembers: a body of many members takes a time that grows as it does.
+func TestManyMembers(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, well)})
+	var b strings.Builder
+	for i := range 300_000 { // their square is a minute
+		fmt.Fprintf(&b, `,"%d":0`, i)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/v1/chat/completions", strings.NewReader(`{"model":"m","messages":[]`+b.String()+`}`))
+	w := httptest.NewRecorder()
+	d.server.ServeHTTP(w, r)
+	if w.Code != http.StatusOK || ctx.Err() != nil {
+		t.Errorf("%d %s, %v", w.Code, w.Body, ctx.Err())
 	}
 }
