@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/gpupay/gpupay/internal/redact"
 )
 
 const (
@@ -112,6 +114,9 @@ func (q *query) parse() *APIError {
 	var model string
 	var text int
 	for _, m := range q.members {
+		if own := alike(m.name); own != "" {
+			return invalid(m.name, "%q is %q in OpenAI's API: servers that do not tell them apart would read what was not looked at here.", redact.Line(m.name), own)
+		}
 		wrong := error(nil)
 		switch m.name {
 		case "model":
@@ -154,11 +159,25 @@ func (q *query) parse() *APIError {
 		q.maxTok = embeds(q.members, q.inTok)
 	}
 	q.members = slices.DeleteFunc(q.members, func(m member) bool { return m.name == "models" || m.name == "provider" })
-	if model == "" {
+	if !slices.ContainsFunc(q.members, func(m member) bool { return m.name == "model" }) {
 		q.members = append(q.members, member{name: "model"})
 	}
 	q.turns = turns(q.members)
 	return nil
+}
+
+// known are the members that are looked at here, for the model, the money and the time.
+var known = []string{"model", "models", "provider", "stream", "background", "max_tokens", "max_completion_tokens", "max_output_tokens", "messages", "prompt", "input", "instructions", "tools"}
+
+// alike is the member that a name would be if its letters were of another case; empty: it is that one itself, or none. Servers written in Go
+// take the two for one, so that what is sent would not be what a key's models and the reservation were held against.
+func alike(name string) string {
+	for _, own := range known {
+		if name != own && strings.EqualFold(name, own) {
+			return own
+		}
+	}
+	return ""
 }
 
 // embeds is for how many tokens of an answer's time embeddings are reserved, which have none: 10 ms for a token of the input and 20 ms for a

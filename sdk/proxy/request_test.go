@@ -63,3 +63,23 @@ func TestManyMembers(t *testing.T) {
 		t.Errorf("%d %s, %v", w.Code, w.Body, ctx.Err())
 	}
 }
+
+// TestOneModelIsSent: no body reaches a provider with a second model, which servers that read names without case would serve, or the last.
+func TestOneModelIsSent(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, well)})
+	for _, name := range []string{"MODEL", "Model", "Max_Tokens", "\u017ftream", "BACKGROUND"} { // a long s folds to s
+		if a := d.chat(`,"` + name + `":"dear"`); a.StatusCode != http.StatusBadRequest || a.code() != "invalid_value" {
+			t.Errorf("%s: %d %s", name, a.StatusCode, a.text)
+		}
+	}
+	if n := d.engines[0].asked.Load(); n != 0 {
+		t.Errorf("%d were sent", n)
+	}
+	for _, model := range []string{"null", `""`} {
+		a := d.post("/v1/chat/completions", `{"model":`+model+`,"models":["m"],"messages":[]}`)
+		if body, _ := d.engines[0].got(); a.StatusCode != http.StatusOK || body != `{"model":"m","messages":[]}` {
+			t.Errorf("%d: a provider got %s", a.StatusCode, body)
+		}
+	}
+}
