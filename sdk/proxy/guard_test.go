@@ -117,6 +117,33 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestKeysComeBack: a file of keys that is moved away lets nobody in, and one that comes back as it was lets in whom it did.
+func TestKeysComeBack(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "keys.json")
+	keys, err := proxy.OpenKeys(file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := keys.Add("ci", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(t, []*engine{newEngine(t, well)}, func(c *proxy.Config, _ *purse) { c.Keys = keys })
+	for i, want := range []int{200, 401, 200} {
+		if a := d.post("/v1/chat/completions", `{"model":"m","messages":[]}`, "Authorization", "Bearer "+secret); a.StatusCode != want {
+			t.Errorf("%d: %d %s", i, a.StatusCode, a.text)
+		}
+		from, to := file, file+".away"
+		if i == 1 {
+			from, to = to, from
+		}
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestKeyIsRemovedMeanwhile: a key that is removed while its request's body is on its way spends nothing.
 func TestKeyIsRemovedMeanwhile(t *testing.T) {
 	t.Parallel()

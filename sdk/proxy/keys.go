@@ -64,7 +64,7 @@ func (k *Keys) load() error {
 	defer k.mu.Unlock()
 	info, err := os.Stat(k.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		k.all = nil
+		k.all, k.mod, k.size = nil, time.Time{}, -1 // it may come back as it was
 		return nil
 	}
 	if err != nil {
