@@ -23,6 +23,14 @@ func TestFailover(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = io.WriteString(w, `{"choices":[`)
 		},
+		"a page": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, `<html>log in to the network</html>`)
+		},
+		"something without a type": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "")
+			_, _ = io.WriteString(w, document)
+		},
 		"an error in the document": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, `{"error":{"message":"out of memory"}}`)

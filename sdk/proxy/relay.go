@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
@@ -40,6 +41,9 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 	verdict := upstream.NewVerdict(kind)
 	if kind == "text/event-stream" {
 		return c.stream(a, res, verdict)
+	}
+	if res.StatusCode < 400 && kind != "application/json" && !strings.HasSuffix(kind, "+json") { // a page of a gateway's, or of who has the domain now
+		return ending{why: "answered with something else than JSON or events"}
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
