@@ -16,7 +16,7 @@ import (
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	for name, bad := range map[string]func(http.ResponseWriter, *http.Request){
-		"500": status(500), "503": status(503), "429": status(429, "Retry-After", "2"), "401": status(401), "404": status(404), "redirect": status(302, "Location", "http://127.0.0.1:1/"),
+		"500": status(500), "503": status(503), "429": status(429, "Retry-After", "2"), "401": status(401), "403": status(403), "404": status(404), "408": status(408), "425": status(425), "redirect": status(302, "Location", "http://127.0.0.1:1/"),
 		"402 of the provider": status(402, "Content-Type", "application/problem+json"),
 		"reset before":        func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"reset in a document": func(w http.ResponseWriter, r *http.Request) {
@@ -90,6 +90,18 @@ func TestFailureCostsNothing(t *testing.T) {
 	d.first("", 1)
 	if d.purse.spent.Cmp(route.Base(200_000)) > 0 {
 		t.Errorf("%s was paid: 300 ms of the provider that failed are 300,000", d.purse.spent)
+	}
+}
+
+// TestWhatARefusalCosts: what the cost is said to be is what an honest sidecar bills for the inference server's refusals.
+func TestWhatARefusalCosts(t *testing.T) {
+	t.Parallel()
+	for code, billed := range map[int]bool{401: false, 403: true, 404: true, 408: false, 425: false, 429: false, 500: false} {
+		bad := newEngine(t, status(code))
+		d := newDesk(t, []*engine{bad})
+		if a := d.chat(""); d.purse.spent.IsZero() == billed || (a.Header.Get("X-Gpupay-Cost") == "0.00") == billed {
+			t.Errorf("%d costs %s: %d %s %v", code, d.purse.spent, a.StatusCode, a.text, a.Header)
+		}
 	}
 }
 

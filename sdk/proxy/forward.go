@@ -176,12 +176,12 @@ func (c *call) try(a *attempt) ending {
 		return ending{outcome: route.Throttled, why: "is full", after: retryAfter(res)}
 	case res.StatusCode == http.StatusPaymentRequired:
 		return ending{why: "wants more than was reserved"}
-	case own, res.StatusCode < 200, res.StatusCode >= 300 && res.StatusCode < 400, res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden,
-		res.StatusCode == http.StatusRequestTimeout:
+	case own, res.StatusCode < 200, res.StatusCode >= 300 && res.StatusCode < 400, res.StatusCode == http.StatusUnauthorized,
+		res.StatusCode == http.StatusRequestTimeout, res.StatusCode == http.StatusTooEarly:
 		return ending{why: "refused the request"}
 	case res.StatusCode >= 500:
 		return ending{why: "reported an error"}
-	case res.StatusCode == http.StatusNotFound:
+	case res.StatusCode == http.StatusForbidden, res.StatusCode == http.StatusNotFound: // of the inference server, which a sidecar bills its time
 		return ending{charged: true, why: "does not serve this request"}
 	}
 	return c.relay(a, res)

@@ -199,7 +199,7 @@ func (c *Call) answered(res *http.Response) error {
 		status == http.StatusProxyAuthRequired, encoding != "" && encoding != "identity":
 		c.end(Failed, BadAnswer)
 		return errors.New(string(BadAnswer))
-	case status >= 500:
+	case status >= 500, status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests:
 		c.end(Failed, ServerError)
 	case status < 300 && c.route.judged:
 		if c.judge = newJudge(res.Header.Get("Content-Type")); c.judge != nil {

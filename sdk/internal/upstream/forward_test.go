@@ -64,7 +64,9 @@ var ends = map[string]struct {
 	"cut after DONE":    {func(w http.ResponseWriter, r *http.Request) { breakOff(w, chunkText, done) }, Completed, "", 200, true},
 	"400":               {func(w http.ResponseWriter, r *http.Request) { write(w, 400, `{"error":{"message":"x"}}`) }, Refused, "", 400, false},
 	"404":               {func(w http.ResponseWriter, r *http.Request) { write(w, 404, `{"error":"no model"}`) }, Refused, "", 404, false},
-	"429":               {func(w http.ResponseWriter, r *http.Request) { write(w, 429, ``) }, Refused, "", 429, false},
+	"408":               {func(w http.ResponseWriter, r *http.Request) { write(w, 408, ``) }, Failed, ServerError, 408, false},
+	"425":               {func(w http.ResponseWriter, r *http.Request) { write(w, 425, ``) }, Failed, ServerError, 425, false},
+	"429":               {func(w http.ResponseWriter, r *http.Request) { write(w, 429, ``) }, Failed, ServerError, 429, false},
 	"500":               {func(w http.ResponseWriter, r *http.Request) { write(w, 500, `{}`) }, Failed, ServerError, 500, false},
 	"503":               {func(w http.ResponseWriter, r *http.Request) { write(w, 503, `{}`) }, Failed, ServerError, 503, false},
 	"a redirect": {func(w http.ResponseWriter, r *http.Request) {

@@ -13,7 +13,7 @@ const (
 	Rejected Outcome = iota
 	// Completed is a request that was answered to the end.
 	Completed
-	// Refused is a request that the upstream answered with a status of 4xx: it works, and the request is at fault.
+	// Refused is a request that the upstream answered with a status of 4xx, but 408, 425 and 429: it works, and the request is at fault.
 	Refused
 	// Failed is a request that the upstream did not answer, or not to the end.
 	Failed
@@ -74,7 +74,7 @@ const (
 	Unfinished Reason = "the upstream's stream has no end"
 	// ErrorEvent is of a stream in which the upstream reported an error.
 	ErrorEvent Reason = "the upstream reported an error in its answer"
-	// ServerError is of a status of 5xx.
+	// ServerError is of a status of 5xx, and of 408, 425 and 429, by which the upstream says that it did not serve the request now.
 	ServerError Reason = "the upstream reported an error"
 	// BadAnswer is of an answer that none of the engines gives and that is not passed on: it sends elsewhere, asks for another credential or
 	// for a payment, switches protocols, or is compressed although that was not asked for.
