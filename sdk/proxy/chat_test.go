@@ -147,3 +147,29 @@ func TestCommentsAreNotKept(t *testing.T) {
 		t.Errorf("%d, %d bytes before the first event: %.300q", a.StatusCode, n, a.text)
 	}
 }
+
+// TestLongEvent: an event that is too long ends the answer, and the error is an event of its own.
+func TestLongEvent(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		say(w, "Hello")
+		_, _ = io.WriteString(w, `data: {"choices":[{"index":0,"delta":{"content":"`+strings.Repeat("a", 9<<20))
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})})
+	if a := d.chat(`,"stream":true,"max_tokens":1000`); a.code() != "answer_broken" || !strings.Contains(a.text, "\n\ndata: {\"error\"") || !strings.Contains(a.text, "8 MiB") {
+		t.Errorf("it ends %q", a.text[max(0, len(a.text)-500):])
+	}
+}
+
+// TestNameOfNoEvent: an event without data gives its name to no other.
+func TestNameOfNoEvent(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+		say(w, "a")
+		_, _ = io.WriteString(w, ": one\nevent: ping\n: two\n\n"+chunk("b")+last)
+	})})
+	if a := d.chat(`,"stream":true`); strings.Contains(a.text, "ping") || !strings.Contains(a.text, ": one\n: two\ndata: ") {
+		t.Errorf("%q", a.text)
+	}
+}

@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 )
 
-// maxEvent bounds what is kept of one event, in bytes: a longer one is passed on in pieces.
+// maxEvent bounds what is kept of one event, in bytes: a longer one ends the answer, since a piece of one would take the error's event in.
 const maxEvent = 8 << 20
 
 // events cuts a stream into its events, each with the blank line that ends it: a caller gets whole ones alone, so that what follows one
@@ -22,9 +22,6 @@ func (e *events) next() (event []byte, ok bool) {
 	for {
 		end := bytes.IndexByte(e.held[e.scanned:], '\n')
 		if end < 0 {
-			if len(e.held) > maxEvent {
-				return e.cut(len(e.held)), true
-			}
 			return nil, false
 		}
 		line := e.held[e.scanned : e.scanned+end]
@@ -34,6 +31,9 @@ func (e *events) next() (event []byte, ok bool) {
 		}
 	}
 }
+
+// long reports whether the event that has not ended is too long.
+func (e *events) long() bool { return len(e.held) > maxEvent }
 
 func (e *events) cut(n int) []byte {
 	event := e.held[:n]
@@ -56,8 +56,17 @@ func data(event []byte) []byte {
 	return all
 }
 
-// silent takes the blank line off a comment: some clients take it for an event of no JSON.
-func silent(event []byte) []byte { return append(bytes.TrimRight(event, "\r\n"), '\n') }
+// silent is the comments of an event without data, and no blank line: some clients take it for an event of no JSON. A name of such an event
+// would be that of the next one.
+func silent(event []byte) []byte {
+	var comments []byte
+	for line := range bytes.Lines(event) {
+		if line[0] == ':' {
+			comments = append(append(comments, bytes.TrimRight(line, "\r\n")...), '\n')
+		}
+	}
+	return comments
+}
 
 // spoken is what of an answer, or of one event of it, are tokens.
 type spoken struct {

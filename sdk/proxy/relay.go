@@ -26,7 +26,7 @@ const (
 	HeaderAttempts   = "X-Gpupay-Attempts"
 )
 
-// maxAnswer bounds what is kept of an answer that is no stream until it is whole, in bytes. A longer one is passed on as it comes.
+// maxAnswer bounds what is kept of an answer that is no stream until it is whole, in bytes. A longer one is ended, and paid until then.
 const maxAnswer = 32 << 20
 
 // maxHeld bounds the comments that are kept until an answer begins, in bytes: those beyond it are dropped.
@@ -120,6 +120,9 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 			if _, err := out.Write(event); err != nil {
 				return c.left()
 			}
+		}
+		if cut.long() {
+			return ending{charged: true, why: "sent an event of more than " + size(maxEvent)}
 		}
 		if c.begun && out.Flush() != nil {
 			return c.left()
