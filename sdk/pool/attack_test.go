@@ -505,3 +505,39 @@ func TestOverMidnight(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCapLoweredMeanwhile: a rental from before, at a price above the cap of now, is not asked on after a restart, and comes back.
+func TestCapLoweredMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	dear, cheap := w.shop("36", 4), w.shop("18", 4)
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, dear, cheap)
+	must(t, p, "", dear, route.Base(5000), ask{Millis: 10})
+	must(t, p, "", cheap, route.Base(5000), ask{Millis: 10})
+	if err := errors.Join(p.Stop(), client.Close()); err != nil {
+		t.Fatal(err)
+	}
+	w.caps.PricePerGPUHour = "20"
+	client = w.client()
+	p = w.pool(client, nil)
+	if err := p.Set([]pool.Candidate{{URL: dear.URL, Model: "test"}, {URL: cheap.URL, Model: "test"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.Endpoints(); len(got) != 1 || got[0].ID != cheap.URL { // its rental runs
+		t.Errorf("%+v", got)
+	}
+	if _, err := p.Reserve(t.Context(), "", dear.URL, route.Base(5000)); !errors.Is(err, pool.ErrEndpoint) {
+		t.Errorf("reserved above the cap: %v", err)
+	}
+	rig.Each(t, 100*time.Millisecond, "the dear rental to be given back", func() bool {
+		m, err := p.Money(t.Context())
+		return err == nil && len(m.Channels) == 1 && m.Channels[0].URL == cheap.URL
+	})
+	must(t, p, "", cheap, route.Base(5000), ask{Millis: 10})
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.settled(client)
+}

@@ -271,7 +271,8 @@ func amounts(q renter.Quote) (deposit, topUp uint256.Int, err error) {
 	return deposit, topUp, err
 }
 
-// run pays for a rental until it ends. The caller holds mu.
+// run pays for a rental until it ends; one above the cap of now, which an earlier process began under a higher one, is closed, and not asked.
+// The caller holds mu.
 func (s *site) run(rental *renter.Rental) error {
 	shown := rental.Snapshot()
 	t, err := termsOf(shown.Price, shown.Share)
@@ -282,10 +283,14 @@ func (s *site) run(rental *renter.Rental) error {
 	if !s.p.begin(l.keep) {
 		return ErrClosed
 	}
-	if s.lease == nil && !s.p.isClosing() {
+	dear := s.p.client.Wallet().CheckCap(shown.Price)
+	if s.lease == nil && dear == nil && !s.p.isClosing() {
 		s.lease = l
 	} else {
 		l.idle = true // another one runs, or none is to: it is closed
+	}
+	if dear != nil {
+		s.p.log.Warn("a rental costs more than is allowed now: it is closed", "provider", s.url, "channel", rental.ID(), "err", dear)
 	}
 	s.ending++
 	return nil

@@ -300,11 +300,16 @@ func (w *Wallet) CheckPrice(offer wire.Offer) (metering.Price, error) {
 		return metering.Price{}, fmt.Errorf("%w: the provider wants %s, this renter pays in %s: nothing was signed", ErrToken, offer.Token, w.Token.Address)
 	}
 	price := metering.Price{Amount: offer.Amount.Int, Unit: unit}
+	return price, w.CheckCap(price)
+}
+
+// CheckCap is ErrPrice where a price is above the cap of now, which may be lower than the one that a rental began under.
+func (w *Wallet) CheckCap(price metering.Price) error {
 	if hourly := units.Hourly(price); hourly.Gt(&w.Caps.Hourly) {
-		return metering.Price{}, fmt.Errorf("%w: %s %s per GPU-hour, the cap is %s", ErrPrice,
+		return fmt.Errorf("%w: %s %s per GPU-hour, the cap is %s", ErrPrice,
 			units.PricePerGPUHour(price, w.Token.Decimals), w.Token.Symbol, units.Format(w.Caps.Hourly, w.Token.Decimals))
 	}
-	return price, nil
+	return nil
 }
 
 // Format is an amount in units of the token, with its symbol.
