@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/gpupay/gpupay/internal/cli"
@@ -37,6 +38,7 @@ func (s *serve) serve(ctx context.Context, provider opened) error {
 	}
 	fmt.Printf("chain %d by %s, token %s, confirmations %d; credit %s of GPU time, settled within %s; database %s\n", offer.ChainID, redact.List(s.config.RPC),
 		offer.Token, s.config.Chain.Confirmations, time.Duration(offer.Credit)*time.Second, s.config.Settlement.Age(), redact.Database(s.config.Database))
+	s.upstream.say(ctx, os.Stdout, provider.ask)
 	if offer.Simulated {
 		fmt.Println("THE GPUS ARE SIMULATED: nobody should pay real money for them")
 	}

@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/gpupay/gpupay/internal/cli"
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/provider"
 	"github.com/gpupay/gpupay/sdk/sidecar"
 )
@@ -38,6 +42,7 @@ type opened struct {
 	handler http.Handler
 	run     func(context.Context) error
 	close   func() error
+	ask     func(context.Context) ([]string, error) // which models the inference server serves; nil: there is none
 }
 
 // open starts a provider: before the inference server, where there is one.
@@ -47,7 +52,7 @@ func (u upstream) open(ctx context.Context, c provider.Config) (opened, error) {
 		if err != nil {
 			return opened{}, err
 		}
-		return opened{p, p, p.Run, p.Close}, nil
+		return opened{Server: p, handler: p, run: p.Run, close: p.Close}, nil
 	}
 	if u.url == "" || u.slots == 0 {
 		return opened{}, errors.New("--upstream and --slots go together: the URL of the inference server, and how many requests it runs at once")
@@ -64,5 +69,27 @@ func (u upstream) open(ctx context.Context, c provider.Config) (opened, error) {
 	if err != nil {
 		return opened{}, err
 	}
-	return opened{s.Server, s, s.Run, s.Close}, nil
+	return opened{s.Server, s, s.Run, s.Close, s.Ask}, nil
+}
+
+// mostNamed is how many models are named when a provider starts.
+const mostNamed = 8
+
+// say prints what is sold, if an inference server is: that it sells by the request, and whether there is anything to sell now.
+func (u upstream) say(ctx context.Context, out io.Writer, ask func(context.Context) ([]string, error)) {
+	if ask == nil {
+		return
+	}
+	fmt.Fprintf(out, "selling %s by the request: %d at once, each pays 1/%d of the GPUs' price for its time\n", redact.URL(u.url), u.slots, u.slots)
+	models, err := ask(ctx)
+	switch more := len(models) - mostNamed; {
+	case err != nil:
+		fmt.Fprintf(out, "IT DOES NOT ANSWER, so that nothing is rented out until it does: %v\n", err)
+	case len(models) == 0:
+		fmt.Fprintln(out, "it answers, and lists no models")
+	case more > 0:
+		fmt.Fprintf(out, "its models: %s and %d more\n", strings.Join(models[:mostNamed], ", "), more)
+	default:
+		fmt.Fprintf(out, "its models: %s\n", strings.Join(models, ", "))
+	}
 }

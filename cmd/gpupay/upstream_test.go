@@ -119,6 +119,23 @@ func TestUpstreamFlagsGoTogether(t *testing.T) {
 	}
 }
 
+// TestWhatIsSoldIsSaid: whoever starts a provider before an inference server reads which one, how it is sold, and whether it answers.
+func TestWhatIsSoldIsSaid(t *testing.T) {
+	t.Parallel()
+	many := strings.Fields(strings.Repeat("m ", mostNamed+2))
+	for says, answer := range map[string]struct {
+		models []string
+		err    error
+	}{"its models: a, b\n": {[]string{"a", "b"}, nil}, "m and 2 more\n": {many, nil}, "lists no models": {}, "IT DOES NOT ANSWER, so that nothing is rented out until it does: refused": {nil, errors.New("refused")}} {
+		var out strings.Builder
+		upstream{url: "http://127.0.0.1:8000", slots: 32}.say(t.Context(), &out, func(context.Context) ([]string, error) { return answer.models, answer.err })
+		if !strings.Contains(out.String(), says) || !strings.Contains(out.String(), "selling http://127.0.0.1:8000 by the request: 32 at once") {
+			t.Errorf("want %q: %s", says, out.String())
+		}
+	}
+	upstream{}.say(t.Context(), nil, nil) // without one nothing is said
+}
+
 // TestTrialIsForNobodyElse: the chain within the program is for who tries it. What renters elsewhere would come to, and what would be opened
 // again when the chain is gone, is refused.
 func TestTrialIsForNobodyElse(t *testing.T) {

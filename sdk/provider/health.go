@@ -28,8 +28,9 @@ type health struct {
 	Away            []string          `json:"unreachableNodes,omitempty"`
 	Leases          int               `json:"leases"`
 	Unmetered       int               `json:"unmeteredLeases"`
-	Held            int               `json:"heldLeases"`        // they have ended, or were forgotten, and their GPUs could not be taken back yet
-	Unwatched       int               `json:"unwatchedChannels"` // with something to settle, on a contract that is not watched
+	Down            string            `json:"upstreamDown,omitempty"` // why nothing is served of what is shared
+	Held            int               `json:"heldLeases"`             // they have ended, or were forgotten, and their GPUs could not be taken back yet
+	Unwatched       int               `json:"unwatchedChannels"`      // with something to settle, on a contract that is not watched
 	OldestUnsettled float64           `json:"oldestUnsettledSeconds"`
 	ChainSeen       *float64          `json:"chainSeenSeconds,omitempty"` // how long ago; missing before the first look, and where another gateway looks
 }
@@ -39,7 +40,7 @@ type health struct {
 // some GPUs alone, or leases on them, leaves it at 200 and says degraded: no
 // balancer should take the others' renters away for it. It says how much coin the
 // key can still spend and how much is kept for settlements, which GPUs are in
-// quarantine, which nodes are refused and why and which are out of reach, how many leases nobody can meter, how old the oldest unsettled voucher
+// quarantine, which nodes are refused and why and which are out of reach, why an inference server is down, how many leases nobody can meter, how old the oldest unsettled voucher
 // is, and when the chain was last seen.
 func (p *Server) Health() http.Handler {
 	return &healthCheck{leases: &p.leases, nodes: p.nodes, sender: p.sender, sponsor: p.sponsor, db: p.db, escrow: p.escrow,
@@ -68,6 +69,8 @@ func (c *healthCheck) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Status, code = err.Error(), http.StatusServiceUnavailable
 	case h.Unwatched > 0:
 		h.Status = fmt.Sprintf("degraded: what is owed on %d channels is not settled, and their payers can take it back: their contract is not watched, as the log of the start says", h.Unwatched)
+	case h.Down != "":
+		h.Status = "degraded: nothing is served or rented of the GPUs that are shared: " + h.Down
 	case len(h.Quarantined) > 0 || h.Unmetered > 0 || h.Held > 0:
 		h.Status = inventory.GPUs{Quarantined: h.Quarantined, Held: h.Held}.Degraded(h.Unmetered)
 	case len(h.Refused) > 0 || len(h.Away) > 0:
@@ -80,7 +83,7 @@ func (c *healthCheck) look(ctx context.Context) health {
 	leases, gpus := c.leases.All(), c.leases.GPUs(ctx)
 	refused, away := c.nodes.Unfit()
 	h := health{Status: "ok", Leases: len(leases), Unmetered: lease.Unmetered(leases), Quarantined: append([]string{}, gpus.Quarantined...), Held: gpus.Held, Refused: refused,
-		Away: away, Restart: gpus.Restart()}
+		Away: away, Restart: gpus.Restart(), Down: c.leases.Services.Down()}
 	switch {
 	case gpus.Err != nil:
 		h.Source = gpus.Err.Error()
@@ -125,5 +128,5 @@ func (h *health) checkSource() error {
 	if h.Source == "" || h.Source == "ok" {
 		return nil
 	}
-	return fmt.Errorf("no GPU can be metered: %s", h.Source)
+	return errors.New("no GPU can be metered: " + h.Source)
 }

@@ -49,7 +49,7 @@ func newProviderMetrics(leases *lease.Manager) *providerMetrics {
 
 // collectMoney has what is owed, vouchered and settled on all contracts among the metrics, be they watched or not.
 func (p *Server) collectMoney() {
-	p.metrics.registry.MustRegister(&moneyCollector{leases: &p.leases, nodes: p.nodes, channels: p.payee.Store, debts: p.store.Debts,
+	p.metrics.registry.MustRegister(p.leases.Services, &moneyCollector{leases: &p.leases, nodes: p.nodes, channels: p.payee.Store, debts: p.store.Debts,
 		sender: p.sender, sponsor: p.sponsor, settles: &p.settlement, decimals: p.token.Decimals})
 }
 
@@ -177,8 +177,7 @@ func (c *moneyCollector) units(amount uint256.Int) float64 {
 	return f
 }
 
-// Metrics serves Prometheus metrics. They tell how the business goes: do not
-// serve them to the world.
+// Metrics serves Prometheus metrics. They tell how the business goes: do not serve them to the world.
 func (p *Server) Metrics() http.Handler {
 	return promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{})
 }

@@ -116,9 +116,7 @@ func (s Slots) Admit(token string) (*Turn, error) { return s.p.leases.Services.A
 
 // SetDown has nothing be served or rented of what is shared, for a reason that renters are told; nil: it is.
 func (s Slots) SetDown(why error) {
-	for _, service := range s.p.leases.Services {
-		service.SetDown(why)
-	}
+	s.p.leases.Services.SetDown(why)
 }
 
 // Refuse answers a request that got no slot. Beside what clients of ours read it says so where OpenAI's look for it.

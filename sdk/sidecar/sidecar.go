@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -51,6 +52,8 @@ type Server struct {
 	proxy   *upstream.Proxy
 	models  *models
 	origins cors.Origins
+	log     *slog.Logger
+	down    time.Time    // since when the server is down; zero: it works
 	paid    http.Handler // the routes for clients of x402, who have no lease; nil: they cannot pay here
 }
 
@@ -84,7 +87,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		proxy.Close()
 		return nil, err
 	}
-	s := &Server{Server: p, proxy: proxy, models: newModels(proxy.Models), origins: config.Provider.HTTP.AllowedOrigins}
+	s := &Server{Server: p, proxy: proxy, models: newModels(proxy.Models), origins: config.Provider.HTTP.AllowedOrigins, log: cmp.Or(config.Provider.Log, slog.Default())}
 	if config.Provider.X402 != nil {
 		route := provider.Route{Slots: true, Class: sharedClass(config.Provider), Streams: streams}
 		if s.paid, err = p.Metered(route, http.HandlerFunc(s.answer)); err != nil {
@@ -148,12 +151,35 @@ func (s *Server) Run(ctx context.Context) error {
 		s.proxy.Watch(ctx, func(h upstream.Health) {
 			s.Slots().SetDown(h.Err)
 			s.models.heard(h)
+			s.say(h)
 		})
 	})
 	err := s.Server.Run(ctx)
 	cancel()
 	watches.Wait()
 	return err
+}
+
+// say tells the operator of each change, once: who rents nothing out earns nothing. That it works from the start is no change.
+func (s *Server) say(h upstream.Health) {
+	switch {
+	case h.Err != nil:
+		s.down = h.Since
+		s.log.Error("the inference server is down: nothing is served, rented or billed until it works", "error", h.Err)
+	case !s.down.IsZero():
+		s.log.Warn("the inference server works again", "down", h.Since.Sub(s.down).Round(time.Second))
+		s.down = time.Time{}
+	}
+}
+
+// Ask asks the inference server, within 6 s, whether it works, and which models it serves: none where it does not list them. Its error says
+// why it does not answer.
+func (s *Server) Ask(ctx context.Context) (models []string, err error) {
+	if err := s.proxy.Probe(ctx); err != nil {
+		return nil, err
+	}
+	models, _ = s.proxy.Models(ctx) // a server without a list works
+	return models, nil
 }
 
 // Close ends the requests that run, which cost nothing then, and closes the provider. Its leases go on with the next New.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -252,7 +253,42 @@ func TestEngineThatIsDown(t *testing.T) {
 	g.close(s.chain)
 }
 
-// TestShortLeasesAreNotFree: a lease that is over before its GPU is read again is billed all the same.
+// TestOwnerIsToldOfADeadEngine: a line in the log when it goes down, with the reason, and one when it works again; health and metrics say
+// so meanwhile.
+func TestOwnerIsToldOfADeadEngine(t *testing.T) {
+	log := new(rig.Log)
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	said := func(status, gauge string) func() bool {
+		return func() bool {
+			var page [2]string
+			for i, handler := range []http.Handler{s.server.Health(), s.server.Metrics()} {
+				w := httptest.NewRecorder()
+				handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+				if page[i] = w.Body.String(); w.Code != http.StatusOK {
+					t.Errorf("%d %s", w.Code, page[i])
+				}
+			}
+			return strings.Contains(page[0], `"status":"`+status) && strings.Contains(page[1], "\ngpupay_upstream_up "+gauge+"\n")
+		}
+	}
+	if models, err := s.server.Ask(t.Context()); err != nil || !slices.Equal(models, []string{"test"}) {
+		t.Errorf("it serves %q: %v", models, err)
+	}
+	rig.Eventually(t, "that it is up", said("ok", "1"))
+	s.engine.down.Store(true)
+	rig.Eventually(t, "that it is down", said("degraded: nothing is served or rented of the GPUs that are shared: the upstream answers /v1/models with status 503", "0"))
+	if _, err := s.server.Ask(t.Context()); err == nil {
+		t.Error("it answers")
+	}
+	s.engine.down.Store(false)
+	rig.Eventually(t, "that it is up again", said("ok", "1"))
+	rig.Eventually(t, "the log", func() bool { return strings.Contains(log.String(), "works again") })
+	if text := log.String(); strings.Count(text, "the inference server is down") != 1 || strings.Count(text, "works again") != 1 || !strings.Contains(text, "status 503") {
+		t.Error(text)
+	}
+}
+
+// TestEngineThatIsDown: nothing: a lease that is over before its GPU is read again is billed all the same.
 func TestShortLeasesAreNotFree(t *testing.T) {
 	s := newShop(t, func(c *sidecar.Config) {
 		c.Provider.Share.Slots, c.Provider.Terms.Credit = 1, 10*time.Second
