@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	urfave "github.com/urfave/cli/v3"
 
@@ -19,17 +20,19 @@ type checkup struct {
 	flags             *cli.Flags
 	config            doctor.Config
 	price, gpu, nodes string
+	serve             *serve // whose other flags are taken
 	out               io.Writer
 }
 
-const checkupMore = `One line a part: ok, or what is wrong and how to mend it. It takes what 'serve' does, also from the [serve] table of the
-configuration file, and may run beside it. Nothing is changed and no money moves. What is not given is not looked at: with the key (or
---payee) also the coin, with --public-url also the certificate and the offer there, with --upstream also the inference server.
+const checkupMore = `One line a part: ok, or what is wrong and how to mend it. It takes every flag of 'serve', also from the [serve] table of
+the configuration file, says which of them it does not look at, and may run beside it. Nothing is changed and no money moves. What is not
+given is not looked at: with the key (or --payee) also the coin, with --public-url or --domain also the certificate and the offer there,
+with --upstream also the inference server.
 
 Exit status: 0 all is well, 1 something is to be mended, 64 wrong usage.`
 
 func newCheckup(app *cli.App) *checkup {
-	c := &checkup{flags: app.Flags("doctor", "doctor"), out: os.Stdout}
+	c := &checkup{flags: app.Flags("doctor", "doctor"), out: os.Stdout, serve: newServe(app)}
 	f, d := c.flags, &c.config
 	f.Table("serve")
 	f.Group("Chain and money")
@@ -50,6 +53,7 @@ func newCheckup(app *cli.App) *checkup {
 	f.Text(&d.Upstream, "upstream", "", "`URL` of the inference server")
 	f.Text(&d.PublicURL, "public-url", "", "`URL` at which clients reach the provider")
 	f.Key()
+	f.Others(c.serve.flags, "domain")
 	return c
 }
 
@@ -68,6 +72,7 @@ func (c *checkup) read() error {
 	if err != nil {
 		return cli.Usage(err)
 	}
+	c.serve.domain.Addresses(&c.serve.listen, &d.PublicURL, listenOn)
 	d.Prices = make(map[string]string)
 	for _, class := range classes {
 		d.Prices[class.ID] = class.PricePerGPUHour
@@ -90,6 +95,9 @@ func (c *checkup) read() error {
 
 func (c *checkup) run(ctx context.Context) error {
 	findings := doctor.Check(ctx, c.config)
+	if ignored := c.flags.Ignored(); len(ignored) > 0 {
+		fmt.Fprintf(c.out, "not looked at: %s\n", strings.Join(ignored, ", "))
+	}
 	bad := 0
 	for _, f := range findings {
 		fmt.Fprintln(c.out, f)

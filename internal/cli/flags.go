@@ -8,6 +8,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ type Flags struct {
 	program string // as errors of what is configured begin
 	file    *file
 	list    []urfave.Flag
+	others  []urfave.Flag // of another subcommand, which mean nothing here
 	group   string
 	action  bool            // what is added is a single action: of the command line alone
 	said    map[string]bool // text flags by name: an error names their variable too
@@ -168,6 +170,35 @@ func (f *Flags) parsed(name, usage, otherwise string, parse func(string) error) 
 }
 
 func (f *Flags) add(flag urfave.Flag) { f.list = append(f.list, flag) }
+
+// Others adds the flags of another subcommand that f has not, so that it takes the same command line and the same file; used are those of
+// them that mean something to it.
+func (f *Flags) Others(of *Flags, used ...string) {
+	have := make(map[string]bool)
+	for _, flag := range f.list {
+		have[flag.Names()[0]] = true
+	}
+	for _, flag := range of.list {
+		name := flag.Names()[0]
+		if have[name] {
+			continue
+		}
+		f.add(flag)
+		if !slices.Contains(used, name) {
+			f.others = append(f.others, flag)
+		}
+	}
+}
+
+// Ignored are those of Others that were given and mean nothing here, as they are written.
+func (f *Flags) Ignored() (names []string) {
+	for _, flag := range f.others {
+		if flag.IsSet() {
+			names = append(names, "--"+flag.Names()[0])
+		}
+	}
+	return names
+}
 
 // value is a flag's text that is taken apart as it is set.
 type value struct {
