@@ -138,7 +138,7 @@ func TestLimit(t *testing.T) {
 		<-r.Context().Done()
 	})})
 	a := d.chat(`,"stream":true,"max_tokens":1`)
-	if a.err != nil || a.code() != "answer_broken" || !strings.Contains(a.text, "max_tokens") || d.purse.spent.IsZero() {
+	if a.err != nil || a.code() != "answer_broken" || !strings.Contains(a.text, "is charged") || d.purse.spent.IsZero() {
 		t.Errorf("%q %v: %s", a.text, a.err, d.purse.spent)
 	}
 }

@@ -90,5 +90,9 @@ func (c *call) exhausted() *APIError {
 	if !slices.ContainsFunc(c.tried, func(f failure) bool { return !f.throttled }) {
 		return busy(after, "providers_full", "Every provider that was asked is full: %s. Send the request again in a moment.", words)
 	}
-	return failedAt("No provider answered: %s. What they failed at is not charged. Send the request again, or add a provider.", words)
+	charged := "Nothing is charged for it"
+	if !c.cost.IsZero() {
+		charged = fmt.Sprintf("$%s is charged for the time that this took", c.money(c.cost))
+	}
+	return failedAt("No provider answered: %s. %s. Send the request again, or add a provider.", words, charged)
 }

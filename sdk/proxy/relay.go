@@ -188,7 +188,7 @@ func (a *attempt) count(said []byte, now time.Time) {
 func (c *call) breakOff(a *attempt, end ending) {
 	words := "Nothing is charged for it."
 	if end.charged {
-		words = "What it took until then is charged. Say how many tokens it may have by max_tokens: more is reserved then."
+		words = fmt.Sprintf("$%s is charged for the time until then.", c.money(c.cost))
 	}
 	e := failedAt("The answer is not whole: provider %s %s. %s Send the request again for another one.", redact.URL(a.choice.Endpoint.ID), end.why, words)
 	e.Code = "answer_broken"

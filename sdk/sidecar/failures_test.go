@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"testing"
@@ -162,7 +163,8 @@ func TestFailedRequestsCostNothing(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			if name == "a client gone" {
-				time.AfterFunc(2*work, cancel)
+				sent := func(httptrace.WroteRequestInfo) { time.AfterFunc(2*work, cancel) }
+				ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: sent})
 			}
 			all <- g.see(ctx, name)
 		}()
