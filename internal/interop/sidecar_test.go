@@ -164,14 +164,14 @@ func TestStockX402SharesAGPU(t *testing.T) {
 	var nanos, owed uint64
 	for _, l := range bundle.Leases {
 		for _, rec := range l.Records {
-			nanos, owed = nanos+rec.Nanos, rec.Owed.Uint64()
+			nanos, owed = nanos+rec.Nanos, max(owed, rec.Owed.Uint64()) // leases come in no order of time
 		}
 	}
 	on, err := c.contract.State(context.Background(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if on.View.Settled.Uint64() != owed || owed != nanos/1e6 {
+	if settled := on.View.Settled.Uint64(); settled != nanos/1e6 || settled < owed || settled > owed+1 { // a unit of fractions that several leases left is in no record alone
 		t.Errorf("%s are claimed, the records bill %d for %d ns", on.View.Settled.Dec(), owed, nanos)
 	}
 	if owed < (600+400+200)/3 {
