@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/internal/proxying"
 	"github.com/gpupay/gpupay/metering/sim"
@@ -251,5 +252,26 @@ func TestWhatCannotBeginIsSaid(t *testing.T) {
 		if err == nil || proxying.Hidden.MatchString(err.Error()) {
 			t.Errorf("%s: %v", budget, err)
 		}
+	}
+}
+
+// TestWhereToSend: who has to fill the wallet is told which token and which chain: what is sent on another one is lost.
+func TestWhereToSend(t *testing.T) {
+	t.Parallel()
+	anvil := chaintest.Anvil(t)
+	list := filepath.Join(t.TempDir(), "providers.json")
+	if err := os.WriteFile(list, []byte(`[{"url":"http://127.0.0.1:1","model":"m"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := &house{T: t, chain: &devchain.Chain{URL: anvil.URL, Token: anvil.Token}, dir: filepath.Join(t.TempDir(), "proxy"), list: list}
+	_, _, stop := h.serve(h.proxying())
+	for end := time.Now().Add(time.Minute); !strings.Contains(h.screen.text(), "OPENAI_BASE_URL") && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if said := h.screen.text(); !strings.Contains(said, "the token "+anvil.Token.Hex()+" on chain 31337") {
+		t.Errorf("it says %s", said)
 	}
 }

@@ -71,6 +71,8 @@ const gift = 20_000_000
 func (p *Proxying) greet(ctx context.Context, o *opened, public net.Listener) {
 	token := o.client.Token()
 	has, err := token.Balance(ctx, p.Key.Address())
+	chain, unread := o.client.Wallet().Backend.ChainID(ctx)
+	err = errors.Join(err, unread)
 	if err == nil && has.IsZero() && devchain.Gives(ctx, p.Client.RPC, token.Address, p.Key.Address(), *uint256.NewInt(gift)) == nil {
 		fmt.Fprintln(p.Out, "This is a chain for tests: the wallet was given dollars that are worth nothing.")
 		has, err = token.Balance(ctx, p.Key.Address())
@@ -79,7 +81,8 @@ func (p *Proxying) greet(ctx context.Context, o *opened, public net.Listener) {
 	case err != nil:
 		fmt.Fprintln(p.Out, "What is in the wallet is not known now.")
 	case has.IsZero():
-		fmt.Fprintf(p.Out, "The wallet is empty: send %s to %s, and requests are answered as soon as it is there.\n", token.Symbol, p.Key.Address())
+		fmt.Fprintf(p.Out, "The wallet is empty: send %s to %s. Send the token %s on chain %s and nothing else, and on no other chain: it could not be got back. Requests are answered some minutes after it is there.\n",
+			token.Symbol, p.Key.Address(), token.Address, chain)
 	default:
 		fmt.Fprintf(p.Out, "In the wallet: $%s\n", units.Format(has, token.Decimals))
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -217,11 +218,7 @@ func (p *Pool) site(url string) *site {
 func (p *Pool) all() []*site {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	sites := make([]*site, 0, len(p.sites))
-	for s := range maps.Values(p.sites) {
-		sites = append(sites, s)
-	}
-	return sites
+	return slices.Collect(maps.Values(p.sites))
 }
 
 // Endpoints are the candidates whose signed offer stands, in their order. The price is that of a rental where one runs: its offer
