@@ -212,11 +212,11 @@ gotest() {
 }
 
 # suite runs the tests of packages, the longest first, and those that failed beside the others once more by themselves. Most wait for
-# blocks and clocks: four at a time leave two cores time.
+# blocks and clocks: three packages, and four tests of each, keep two cores busy and leave them time.
 suite() {
 	local packages=$1
 	shift
-	gotest "$@" -p 2 -parallel 4 -timeout 35m $packages || again "$@"
+	gotest "$@" -p 3 -parallel 4 -timeout 35m $packages || again "$@"
 }
 
 # What the race detector would see little of and slow much: packages that start programs, which are built without it, packages in which
@@ -227,7 +227,8 @@ tables='^(TestCrashAnywhere|TestEndpointMisbehaves|TestEveryFieldOfWhatAProvider
 # What only computes, on values of its own, and is nobody's here: to search it for races costs half of the processor's time. It is compiled
 # without inlining, so that sync's functions, which tell the detector who waits for whom, stay those of package sync.
 geth=github.com/ethereum/go-ethereum
-unsearched=()
+# Nor is it asked whether unsafe pointers of others are aligned, and GCs are half as many: memory there is.
+unsearched=(-gcflags=all=-d=checkptr=0)
 for each in compress/... encoding/... hash/... strconv unicode/... golang.org/x/crypto/... \
 	$geth/{common,core/tracing,core/types,core/vm,crypto,params,rlp,trie}/...; do
 	unsearched+=("-gcflags=$each=-race=false -l")
@@ -235,7 +236,8 @@ done
 
 # racing runs all other tests.
 racing() {
-	suite "./sdk/provider ./sdk/renter $(go list ./... | grep -vE "$apart")" -race "${unsearched[@]}" -skip "$tables|^TestListIsCurrent\$"
+	local longest="./sdk/provider ./sdk/renter ./sdk/settle ./sdk/sidecar ./sdk/x402/x402client"
+	GOGC=200 suite "$longest $(go list ./... | grep -vE "$apart")" -race "${unsearched[@]}" -skip "$tables|^TestListIsCurrent\$"
 }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and

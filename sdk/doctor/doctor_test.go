@@ -252,6 +252,7 @@ func (h *host) certified(c *Config, ends time.Duration) {
 // TestEachFaultIsSaid: what is wrong with one part is said of it, with what to do, in one line that steers no terminal and quotes no
 // password; parts that do not hang on it stay well.
 func TestEachFaultIsSaid(t *testing.T) {
+	t.Parallel()
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()

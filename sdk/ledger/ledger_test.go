@@ -216,6 +216,7 @@ func (k *trade) books(coinBefore *big.Int) *ledger.Books {
 // token refuses, and one not settled yet, the books of a provider that runs say what the chain's contracts, events and balances say, to
 // the base unit and to the wei. The renters' books say the same of their leases. No secret is in any of them.
 func TestTotalsEqualTheChain(t *testing.T) {
+	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) { t.Parallel(); totalsEqualTheChain(t, "") })
 	t.Run("postgres", func(t *testing.T) { t.Parallel(); totalsEqualTheChain(t, pgtest.URL(t)) })
 }

@@ -16,6 +16,7 @@ import (
 // taken back by its name before the next renter gets it, and where that fails it goes to nobody, also after another restart. So it is where
 // a gateway of another host, which knows of no GPU of it, has ended the lease before this one started.
 func TestBackupOfAnAllocation(t *testing.T) {
+	t.Parallel()
 	for _, state := range []string{"allocating", "ended"} {
 		t.Run(state, func(t *testing.T) { backupOfAnAllocation(t, state) })
 	}

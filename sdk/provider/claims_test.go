@@ -471,6 +471,7 @@ func (s *sellers) sent(kind chain.Kind) int {
 // TestPaymentBesideAPayment: a gateway that was stopped with a payment, for longer than its claim lasts, neither serves it nor lowers
 // what a later one reserved at another gateway; and one that dies holds up nobody.
 func TestPaymentBesideAPayment(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newSellers(t, "/tick").opened()
@@ -500,6 +501,7 @@ func TestPaymentBesideAPayment(t *testing.T) {
 
 // TestHandlerRunsOncePerPayment: nor does a metered route's handler run for a payment at both.
 func TestHandlerRunsOncePerPayment(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newSellers(t, "/tick")
@@ -563,6 +565,7 @@ func TestHandlerEndsWithItsLease(t *testing.T) {
 // TestPaymentBesideARefund: a gateway that was stopped with a payment serves nothing from the deposit that another gateway gave back
 // meanwhile, wherever it stopped.
 func TestPaymentBesideARefund(t *testing.T) {
+	t.Parallel()
 	for _, where := range []string{"before anything is reserved", "before its lease"} {
 		for _, wakes := range []bool{false, true} {
 			t.Run(where+map[bool]string{false: ", dies", true: ", wakes"}[wakes], func(t *testing.T) {
@@ -627,6 +630,7 @@ func (s *sellers) refunding(part uint64) (first <-chan *http.Response, refund *x
 // TestRefundBesideAPayment: a gateway that was stopped with a refund does not send it, over what was used when it stopped, beside the
 // newer voucher that another gateway served for.
 func TestRefundBesideAPayment(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newSellers(t, "/tick").opened()
@@ -655,6 +659,7 @@ func TestRefundBesideAPayment(t *testing.T) {
 
 // TestRefundBesideARefund: nor does it send one that another gateway has sent meanwhile: a part is given back once.
 func TestRefundBesideARefund(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newSellers(t, "/tick").opened()
@@ -682,6 +687,7 @@ func TestRefundBesideARefund(t *testing.T) {
 
 // TestDepositBesideADeposit: nor a deposit, by x402 or by a session's open.
 func TestDepositBesideADeposit(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]bool{"dies": false, "wakes": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newSellers(t, "/tick")

@@ -159,6 +159,7 @@ func TestCredentialOfAnotherClass(t *testing.T) {
 // TestLeaseOfAClassGoesOn: a lease goes on under the offer that it began with over a restart, at its price and on its GPU, and is paid
 // to its end, whatever classes the provider was started with since. None begins any more under an offer of before.
 func TestLeaseOfAClassGoesOn(t *testing.T) {
+	t.Parallel()
 	for name, then := range map[string]func(*Config){
 		"the same classes": func(*Config) {},
 		"another price":    func(c *Config) { c.Classes[1].PricePerGPUHour = "3.00" },

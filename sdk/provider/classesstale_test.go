@@ -24,6 +24,7 @@ func (r *rig) askAgain(stale *wire.Credential) {
 // TestStaleChallengeOfAClassThatSellsOthers: the operator gives the name of a class to other GPUs. Nobody's deposit moves by a challenge of before,
 // whose GPUs would be counted by the name: those of then may be let, and those of now are others than it pays for.
 func TestStaleChallengeOfAClassThatSellsOthers(t *testing.T) {
+	t.Parallel()
 	for name, let := range map[string]bool{"the old ones are let": true, "the old ones are free": false} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, quiet, generousCredit, twoKinds)

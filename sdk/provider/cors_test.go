@@ -40,6 +40,7 @@ func preflight(t *testing.T, url, origin string) http.Header {
 // a script must read of an answer is exposed, to those origins that may; none sends
 // its user's credentials along.
 func TestScriptsOfOtherOrigins(t *testing.T) {
+	t.Parallel()
 	const app, other = "https://app.example.org", "https://other.example"
 	for _, row := range []struct {
 		name    string

@@ -33,6 +33,7 @@ func (m *mortal) Suspend(context.Context, gpu.Allocation) error {
 // TestDeadLeaseWhileATableIsLocked: a lease that is said to be dead is billed no more, and so its devices are suspended also while no
 // write of the database gets through: it may be alive after all.
 func TestDeadLeaseWhileATableIsLocked(t *testing.T) {
+	t.Parallel()
 	for _, table := range []string{"records", "leases"} {
 		t.Run(table, func(t *testing.T) {
 			address, a := pgtest.URL(t), &mortal{HostAllocator: hostGPUs(t, 2)}

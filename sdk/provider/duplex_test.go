@@ -159,6 +159,7 @@ func (l *wired) kept() uint64 {
 // TestPaidThroughTheStream: many vouchers are on their way at once, few are verified, each receipt is for more than the
 // one before, and the last is for all. Usage records come in between.
 func TestPaidThroughTheStream(t *testing.T) {
+	t.Parallel()
 	const vouchers = 400
 	for _, together := range []int{1, 8} {
 		t.Run(map[int]string{1: "one a message", 8: "eight a message"}[together], func(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 // TestForgottenGPUStopsNoOther: a GPU of a lease that a server's database has forgotten cannot be taken back. The host's other GPU is let,
 // and the first one, too, once it could be: where the database falls back under a gateway that runs, and at a start.
 func TestForgottenGPUStopsNoOther(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"running", "start"} {
 		t.Run(name, func(t *testing.T) {
 			address := pgtest.Database(t)
@@ -94,6 +95,7 @@ func TestForgottenGPUIsLetAtOnce(t *testing.T) {
 // TestMeteredRouteOnAForgottenGPU: no deposit moves for a metered request whose GPU the renter of a forgotten lease still has, of gateways
 // and of a lone provider, also where its allocator can be told of no lease.
 func TestMeteredRouteOnAForgottenGPU(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"gateway", "lone", "adopts nothing"} {
 		t.Run(name, func(t *testing.T) {
 			address := ""

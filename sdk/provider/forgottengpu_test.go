@@ -210,6 +210,7 @@ func TestBackupWhoseReleaseFails(t *testing.T) {
 
 // TestRestoredUnderAnotherAddress: a backup is put back onto another server, or into another file. Its leases are known by the name that is in it.
 func TestRestoredUnderAnotherAddress(t *testing.T) {
+	t.Parallel()
 	t.Run("server", func(t *testing.T) {
 		address := pgtest.Database(t)
 		change, calls, _ := handingOver(t, &address)

@@ -135,6 +135,7 @@ func TestDatabaseThatWasGivenUp(t *testing.T) {
 // TestAddressThatComesBack: a provider's database is moved to another address, another one is begun at the first, and is lost as the first
 // one is put back there. The renter of a lease of the other one still has its GPU.
 func TestAddressThatComesBack(t *testing.T) {
+	t.Parallel()
 	for _, looked := range []bool{false, true} {
 		t.Run(map[bool]string{false: "it was moved", true: "it was looked at elsewhere"}[looked], func(t *testing.T) {
 			fresh, calls, _ := handing(t)

@@ -32,6 +32,7 @@ echo "did $1 $NVIDIA_VISIBLE_DEVICES $GPUPAY_LEASE" >> $(dirname $0)/calls`)
 // TestReleaseOfATermThatCounts: what a command is told of the lease's term after a restore is no lower than what it was told before. Else a
 // command that obeys it leaves the GPU with a renter whose lease is over for us, and the next one gets it.
 func TestReleaseOfATermThatCounts(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name      string
 		forgotten bool

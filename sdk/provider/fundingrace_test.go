@@ -17,6 +17,7 @@ import (
 // that it is for are its own. Another payer is told so before its money moves, and
 // has them when the first one's deposit does not come.
 func TestOneDepositForTheLastGPU(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ first, second string }{
 		"ticks": {"/tick?gpus=2", "/tick"}, "a tick and a stream": {"/tick", "/lease?gpus=2"}, "streams": {"/lease?gpus=2", "/lease"},
 	} {

@@ -68,6 +68,7 @@ func TestGPURestsAtAllGateways(t *testing.T) {
 
 // TestGPURestsOverARestart: a GPU that could not be metered goes into no lease of the next process.
 func TestGPURestsOverARestart(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			_, change := restingHost(t)

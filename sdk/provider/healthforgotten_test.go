@@ -19,6 +19,7 @@ import (
 // TestHealthTellsOfForgottenLeases: a lease that the database has forgotten, and whose GPU cannot be taken back, is in health and metrics
 // until it is.
 func TestHealthTellsOfForgottenLeases(t *testing.T) {
+	t.Parallel()
 	for _, server := range []bool{false, true} {
 		t.Run(map[bool]string{false: "file", true: "server"}[server], func(t *testing.T) {
 			fresh, _, fails := handing(t)

@@ -154,6 +154,7 @@ func TestNothingBeginsBesideWhatTheOutboxForgot(t *testing.T) {
 // TestNothingBeginsBesideWhatNoNodeShows: a database is restored from before a close that no node shows, and somebody has kept.
 // Nothing begins before its nonce is used: by the close, or by what the provider sends in its place.
 func TestNothingBeginsBesideWhatNoNodeShows(t *testing.T) {
+	t.Parallel()
 	for _, kept := range []bool{false, true} {
 		t.Run(fmt.Sprintf("mined after all %v", kept), func(t *testing.T) {
 			r := newAnvilRig(t)

@@ -56,6 +56,7 @@ func (b *rebooted) allocator() gpu.Allocator {
 // TestRestartWithItsOnlyGPUAway: a lease whose only GPU is not listed as its process starts goes on: its devices are suspended, and are not
 // taken from a renter who pays; when the GPU is listed again it is billed. Of a provider, and of one over a server's database.
 func TestRestartWithItsOnlyGPUAway(t *testing.T) {
+	t.Parallel()
 	for name, database := range map[string]func(t *testing.T) string{
 		"sqlite": func(t *testing.T) string { return filepath.Join(t.TempDir(), "provider.db") }, "postgres": func(t *testing.T) string { return pgtest.URL(t) },
 	} {
@@ -148,6 +149,7 @@ func TestGatewaysOfAHostShareReservations(t *testing.T) {
 // TestNodeStartsWithoutItsGPUs: a node that cannot list its GPUs, or lists none, as it starts, suspends its leases and has them given back and paid;
 // when they are listed again it goes on and begins others. One that has no lease is refused.
 func TestNodeStartsWithoutItsGPUs(t *testing.T) {
+	t.Parallel()
 	for name, away := range map[string]struct {
 		broken  error
 		missing []string

@@ -14,6 +14,7 @@ import (
 // TestIncomeIsMoved: what clients of x402 paid is settled and then moved to the cold address but for the reserve, by a provider alone on
 // a file and by the gateway that leads.
 func TestIncomeIsMoved(t *testing.T) {
+	t.Parallel()
 	for _, where := range []string{"sqlite", onPostgres} {
 		t.Run(where, func(t *testing.T) {
 			cold := common.HexToAddress("0xc01d")

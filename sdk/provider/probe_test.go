@@ -147,6 +147,7 @@ func TestDeadLeaseEnds(t *testing.T) {
 // TestDeadLeaseThatCannotBeMetered: a lease that is paid, whose container died and whose GPU cannot be read besides, is suspended and goes
 // on when both are back, though the command that suspends it fails: in whatever order they fail, and over a restart.
 func TestDeadLeaseThatCannotBeMetered(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]struct {
 		restarts bool
 		asked    time.Duration // whether it is alive

@@ -44,6 +44,7 @@ func (t *tab) endsUnsigned(offer wire.SignedOffer, model string) {
 // TestDriverRenamesTheModel: a driver is upgraded while a lease runs, and the next process finds the same GPU by another name. The lease ends
 // at its last record and says why: each further one would convict its provider of selling another GPU than it offered.
 func TestDriverRenamesTheModel(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		class  string
 		models []string
@@ -158,6 +159,7 @@ func TestDriverRenamesTheModelOfALeaseThatRuns(t *testing.T) {
 // TestHonestProviderStartsOtherwise: an honest provider is started again with another price, other classes, or a driver that names its GPUs
 // otherwise, while a renter of the SDK has a lease. The renter pays the old price for what was metered, and accuses nobody.
 func TestHonestProviderStartsOtherwise(t *testing.T) {
+	t.Parallel()
 	named := func(models ...string) func(*Config) {
 		return func(c *Config) {
 			c.Source = sim.New(4, sim.Options{Clock: testclock.Process(), Models: models})

@@ -61,6 +61,7 @@ func TestDevicesAreTakenBackOnce(t *testing.T) {
 // TestUsedChallengeIsNotForgottenByAFastClock: a gateway whose clock is hours ahead forgets no challenge that another one,
 // or itself when its clock is set right, would take once more.
 func TestUsedChallengeIsNotForgottenByAFastClock(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)

@@ -34,6 +34,7 @@ const onPostgres = "postgres"
 
 // TestProvider: a lone gateway on PostgreSQL does what one with a file does.
 func TestProvider(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
 		"open to refund": TestLeaseFromOpenToRefund,
 		"suspend":        TestSuspendsAtItsCreditAndResumesWhenPaid,

@@ -119,6 +119,7 @@ func TestAsManyDepositsAsLeases(t *testing.T) {
 // TestLeaseWithAReservationIsNotRefused: whoever's deposit was sent has its GPU, also of an allocator that does not say
 // which devices are in which lease, while another lease has taken its own and is not handed out yet.
 func TestLeaseWithAReservationIsNotRefused(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"host", "bookless"} {
 		t.Run(name, func(t *testing.T) {
 			began, ready := make(chan struct{}, 2), make(chan struct{})

@@ -166,6 +166,7 @@ func TestPruneForgetsOffers(t *testing.T) {
 
 // TestPruneSparesALeaseThatBegins: a channel that was quiet is used again while its records are archived.
 func TestPruneSparesALeaseThatBegins(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newPayRig(t)

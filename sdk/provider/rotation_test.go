@@ -92,9 +92,9 @@ func TestCloseAfterAKeyRotation(t *testing.T) {
 	waitFor(t, func() bool { return r.nonce() == before+1 })
 	cancel()
 	<-ended
+	r.shut() // which may send it once more
 	r.anvil.RPC(t, nil, "anvil_dropAllTransactions")
 	r.anvil.Automine(t, true)
-	r.shut()
 	r.config.Key, r.config.PastKeys = channel.NewKey(r.chain.Keys[3]), []channel.Signer{old}
 	r.start()
 	if receipt := lease.close(paid); receipt.TxHash == nil {

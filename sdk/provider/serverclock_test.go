@@ -249,6 +249,7 @@ func openTables(t *testing.T, address string) *store.DB {
 // TestNodesOfAClockThatWasSetBack: a node that no gateway names any more keeps nobody of another kind out, and no GPU its
 // own, for longer than it does when no clock was set back.
 func TestNodesOfAClockThatWasSetBack(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"file", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -198,6 +198,7 @@ func TestMeteringBeginsLate(t *testing.T) {
 // TestUnmeteredLeaseIsSuspended: a lease none of whose GPUs can be metered is not
 // served for longer than MaxGap, says so, and goes on by itself.
 func TestUnmeteredLeaseIsSuspended(t *testing.T) {
+	t.Parallel()
 	for name, sick := range map[string]func(*sickHost){
 		"both away":       func(h *sickHost) { h.set(nil, sim.UUID(0), sim.UUID(1)) },
 		"listing failing": func(h *sickHost) { h.set(errors.New("driver and library differ")) },
@@ -280,6 +281,7 @@ func TestUnmeteredRestart(t *testing.T) {
 // TestUnbilledLeaseIsSuspended: every reading is healthy, and no two bill: the lease is served for no longer than MaxGap and a reading,
 // its GPU is in quarantine, and it goes on when two readings bill. Where this happens once, it is not suspended.
 func TestUnbilledLeaseIsSuspended(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]sim.Fault{
 		"xid 119":            {Kind: sim.XID, Code: 119},
 		"driver loaded anew": {Kind: sim.Reload},
@@ -352,6 +354,7 @@ func TestFlappingLeaseEnds(t *testing.T) {
 // TestUnmeteredRequestIsRefused: a request whose GPUs cannot be metered is not
 // served for nothing, and one of the GPU beside them is, whoever hands out GPUs.
 func TestUnmeteredRequestIsRefused(t *testing.T) {
+	t.Parallel()
 	for name, allocator := range map[string]gpu.Allocator{"of the host": nil, "of the operator": struct{ gpu.Allocator }{hostGPUs(t, 2)}} {
 		t.Run(name, func(t *testing.T) { unmeteredRequest(t, allocator) })
 	}

@@ -127,6 +127,7 @@ func (b *lostRig) lose(header http.Header) {
 // once; later only with an idempotency key. That an answer cannot be written counts once: its connection may hang long after
 // the answer was had again.
 func TestAnswerThatWasLost(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		key   string

@@ -26,6 +26,7 @@ func (b *buyer) servedSoon() {
 // TestDepositHoldsUpNoRoute: while deposits of new clients of a metered route are on their way, and while their bodies do not come,
 // its other clients are served; the route's GPU is kept from everybody else, and in the end from nobody.
 func TestDepositHoldsUpNoRoute(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"sqlite", onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			r := newPayRig(t, onOneGPU)

@@ -80,6 +80,7 @@ func (b *buyer) isServed(answer <-chan *http.Response) {
 // TestMeteredRequestsAndLeasesOnOneGPU: who asks for a GPU on which a lease or a metered request of another runs, or is about to,
 // is refused before its money moves, and nothing but that keeps the GPU: who comes afterwards has it.
 func TestMeteredRequestsAndLeasesOnOneGPU(t *testing.T) {
+	t.Parallel()
 	for name, second := range map[string]string{"a tick beside a request": "/tick", "a stream beside a request": "/lease", "another route": "/other"} {
 		t.Run(name, func(t *testing.T) {
 			r, g := newPayRig(t, onOneGPU), newGate()

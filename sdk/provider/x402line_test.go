@@ -160,6 +160,7 @@ func TestDebtIsCarried(t *testing.T) {
 // TestOneCorrectionIsEnough: a stock client that is corrected while its lease uses up what was reserved, and asks again when
 // it has, is served: what the lease used meanwhile is charged with that request, within its amount.
 func TestOneCorrectionIsEnough(t *testing.T) {
+	t.Parallel()
 	for _, path := range []string{"/tick", "/lease", "refund"} {
 		t.Run(path, func(t *testing.T) {
 			r := newPayRig(t, func(c *Config) { c.X402.Slack = 2 * time.Second })

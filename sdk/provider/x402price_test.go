@@ -14,6 +14,7 @@ import (
 // TestX402PriceChange: a lease that runs under another price than the offer's ends with the record that answers the next
 // tick. What it metered is charged, the lease after it begins where it ended, and neither side takes the other for a cheat.
 func TestX402PriceChange(t *testing.T) {
+	t.Parallel()
 	for name, price := range map[string]string{"rises": "7.20", "falls": "0.36"} {
 		t.Run(name, func(t *testing.T) {
 			r := newPayRig(t, func(c *Config) { c.X402.Window, c.X402.Slack = time.Second, 3*time.Second })

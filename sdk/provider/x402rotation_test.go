@@ -94,6 +94,7 @@ func TestX402RefundAfterKeyRotation(t *testing.T) {
 // for a channel of the first is in flight in the outbox for ever. Nothing is served while it may take the deposit; once it
 // was mined, or another refund took its place, the channel is served again.
 func TestRefundOfAnotherKeyIsOver(t *testing.T) {
+	t.Parallel()
 	for name, lost := range map[string]bool{"mined": false, "lost": true} {
 		t.Run(name, func(t *testing.T) {
 			r := newPayRig(t)

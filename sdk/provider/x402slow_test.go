@@ -11,6 +11,7 @@ import (
 // TestClientThatDoesNotReadHoldsNobodyUp: a streamed route that serves one request at a time goes on to the next payer after one that
 // takes the head of its answer and reads no more: when a write waited for it for too long, and when the time that it paid for is over.
 func TestClientThatDoesNotReadHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ maxTime, writeTimeout time.Duration }{
 		"a write waits for it": {time.Minute, time.Second},
 		"its time is over":     {time.Second, time.Hour},

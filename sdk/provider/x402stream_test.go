@@ -264,6 +264,7 @@ func TestMeteredStream(t *testing.T) {
 // TestMeteredHandlerThatFails: a panic and an answer that is too long are told,
 // and what was metered is charged.
 func TestMeteredHandlerThatFails(t *testing.T) {
+	t.Parallel()
 	for name, h := range map[string]http.HandlerFunc{
 		"panic":    func(http.ResponseWriter, *http.Request) { panic("broken") },
 		"too long": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 2000)) },

@@ -71,6 +71,7 @@ var lies = []lie{
 // Whatever one of two endpoints says, first or second, of nonces, gas, fees and coin, what is urgent is settled, in one transaction
 // and by a purse that pays for no more than the chain asks. An only endpoint that lies is bounded by what such a call takes.
 func TestNoEndpointAloneHoldsUpASettlement(t *testing.T) {
+	t.Parallel()
 	for liar, place := range []string{"first", "second", "only"} {
 		t.Run(place, func(t *testing.T) {
 			t.Parallel()

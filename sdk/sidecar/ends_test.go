@@ -61,6 +61,7 @@ func TestCloseWhileARequestRuns(t *testing.T) {
 
 // TestClientsOwnTimeouts: a client that gives up pays for the time until then, however it is told to, and accuses nobody.
 func TestClientsOwnTimeouts(t *testing.T) {
+	t.Parallel()
 	for name, client := range map[string]func(*renter.Rental) *http.Client{
 		"of the client": func(r *renter.Rental) *http.Client {
 			return &http.Client{Transport: r.Transport(nil), Timeout: 4 * time.Second}

@@ -53,6 +53,7 @@ func (g *guest) gulp(ctx context.Context) (body io.Closer) {
 // TestSlowReaderAtTheRelease: who has its lease ended while its client does not read pays for what it had until then: also where the
 // request does not end in the time for that.
 func TestSlowReaderAtTheRelease(t *testing.T) {
+	t.Parallel()
 	for _, timeout := range []time.Duration{5 * time.Second, 100 * time.Millisecond} {
 		t.Run(timeout.String(), func(t *testing.T) {
 			s := newShop(t, func(c *sidecar.Config) {

@@ -36,6 +36,7 @@ func (g *guest) refusesToPay() {
 
 // TestEndsOutliveARestart: what a renter saw fail has failed also after it was started anew, and what took a moment is not billed until then.
 func TestEndsOutliveARestart(t *testing.T) {
+	t.Parallel()
 	for name, status := range map[string]int{"failed": http.StatusInternalServerError, "short": http.StatusOK} {
 		t.Run(name, func(t *testing.T) {
 			s := newShop(t, func(c *sidecar.Config) { c.Provider.Terms.Credit = 30 * time.Second })
@@ -101,6 +102,7 @@ func TestRenterThatIsRebooted(t *testing.T) {
 
 // TestFailureIsNoLimit: an answer that is an error has failed, however much is unpaid and however small the deposit: no limit was reached.
 func TestFailureIsNoLimit(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		credit  time.Duration
 		deposit string

@@ -26,6 +26,7 @@ func (l *lookout) beside(bad *badrpc.Endpoint, first bool) {
 // One of a watchtower's two endpoints, the first or the second, has stopped following the chain, or says that no time passes:
 // what is vouchered is settled all the same, before its payer can withdraw.
 func TestTowerSettlesBesideAnEndpointThatStandsStill(t *testing.T) {
+	t.Parallel()
 	for name, ill := range map[string]func(*lookout, *badrpc.Endpoint){
 		"stuck": func(l *lookout, bad *badrpc.Endpoint) { bad.Stick(l.Head(l.T)) },
 		"stops the clock": func(l *lookout, bad *badrpc.Endpoint) {
@@ -59,6 +60,7 @@ func TestTowerSettlesBesideAnEndpointThatStandsStill(t *testing.T) {
 // One of two endpoints says that it is much later, or that no time passes: a close request that its payer signed is kept until
 // its deadline has passed by both, and the withdrawal waits for neither.
 func TestTowerKeepsARequestBesideAnEndpointThatLiesAboutTheTime(t *testing.T) {
+	t.Parallel()
 	for name, timestamp := range map[string]func(now uint64) uint64{
 		"later":   func(now uint64) uint64 { return now + 1<<30 },
 		"stopped": func(now uint64) uint64 { return now },

@@ -74,6 +74,7 @@ func (l *lookout) withdrawn(terms channel.Terms) {
 // An endpoint, one of two or the only one, says for a moment that nothing of a channel is the payer's, or that it is over: no leave is
 // forgotten for it, and beside another one nothing waits for it.
 func TestTowerForgetsNoLeave(t *testing.T) {
+	t.Parallel()
 	for name, lie := range map[string]map[int]uint64{
 		"the deposit is lower": {wordDeposit: 1, wordSettled: 0},
 		"the channel is over":  {wordOpen: 0, wordFinalized: 1},
@@ -104,6 +105,7 @@ func TestTowerForgetsNoLeave(t *testing.T) {
 
 // One of two endpoints says that a close request was used already: it is sent all the same.
 func TestTowerSendsARequestThatOneEndpointCallsUsed(t *testing.T) {
+	t.Parallel()
 	for _, place := range []string{"first", "second"} {
 		t.Run(place, func(t *testing.T) {
 			t.Parallel()
@@ -120,6 +122,7 @@ func TestTowerSendsARequestThatOneEndpointCallsUsed(t *testing.T) {
 // One of two endpoints has stood still since a close was requested: what is vouchered is settled once, and the payer's deposit is
 // withdrawn after that.
 func TestTowerWithdrawsBesideAnEndpointThatStandsStill(t *testing.T) {
+	t.Parallel()
 	for _, place := range []string{"first", "second"} {
 		t.Run(place, func(t *testing.T) {
 			t.Parallel()

@@ -13,6 +13,7 @@ import (
 // TestStream: over HTTP/1.1 and HTTP/2, a client that does not read ends a stream when a piece had its time, or when the handler's
 // time is over, and one that reads has all of it, whatever pauses the server makes and however late its last words come.
 func TestStream(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		timeout time.Duration
 		reads   bool

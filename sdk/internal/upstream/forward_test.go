@@ -118,6 +118,7 @@ func reset(w http.ResponseWriter, _ *http.Request) {
 
 // TestHowItEnded has an upstream answer in each way over a real connection.
 func TestHowItEnded(t *testing.T) {
+	t.Parallel()
 	for name, c := range ends {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

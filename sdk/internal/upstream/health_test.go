@@ -42,6 +42,7 @@ func next(t *testing.T, told <-chan Health, up bool, within time.Duration) Healt
 }
 
 func TestHealthIsToldWithinTenSeconds(t *testing.T) {
+	t.Parallel()
 	for name, fail := range map[string]func(w http.ResponseWriter, r *http.Request){
 		"silent":  func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"503":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, // llama.cpp, SGLang while they load

@@ -164,6 +164,7 @@ func TestX402RelayAccusesNoPayee(t *testing.T) {
 // charged, with no record: the provider is paid for ticks as ever, from a channel of its own. Where the renter has the two paid from
 // one, the provider, asked for a tick, is asked for that one.
 func TestX402StrangerLosesNoTickOfAnother(t *testing.T) {
+	t.Parallel()
 	t.Run("two sites", func(t *testing.T) { strangerLosesNoTick(t, false) })
 	t.Run("two names of one", func(t *testing.T) { strangerLosesNoTick(t, true) })
 }

@@ -304,6 +304,7 @@ func (b bootOf) Now() metering.Instant {
 // TestOurClockFindsOneGPULetTwice: where a payee names no boot, a GPU that is let twice is found on the renter's own clock,
 // also where that renter's system names no boot, and after it was rebooted in the lease.
 func TestOurClockFindsOneGPULetTwice(t *testing.T) {
+	t.Parallel()
 	clock := testclock.Process() // the GPUs' as well: on a faster one of ours two slow leases have the time of one
 	booted := clock.Now().Boot - int64(time.Second)
 	for name, clocks := range map[string][]metering.Clock{

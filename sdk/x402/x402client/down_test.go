@@ -69,6 +69,7 @@ func (n *tenant) totals() (most, least time.Duration) {
 // provider is paid for that and accused of nothing, whether it was down from the lease's beginning on or later, the renter was
 // away, its clocks parted or it lost its database, and when the GPU works again.
 func TestX402OneOfTwoGPUsDown(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		before int // ticks, until the GPU breaks
 		away   func(*tenant, *nap)
@@ -123,6 +124,7 @@ func TestX402OneOfTwoGPUsDown(t *testing.T) {
 // TestX402TimeOfAllGPUs: of a renter's absence a provider of two GPUs is paid for as much time of both together as was signed
 // for, though either might have run for it alone, in however many ticks, and for no more of either than passed.
 func TestX402TimeOfAllGPUs(t *testing.T) {
+	t.Parallel()
 	for name, away := range map[string]time.Duration{"away": 15 * time.Minute, "away for less than one GPU could run": 1200 * time.Millisecond, "not away": 0} {
 		t.Run(name, func(t *testing.T) {
 			n, host, clock := pairTenant(t)

@@ -43,6 +43,7 @@ func stallingFront(t *testing.T, to string, stalled func(*http.Request) bool) *h
 // TestX402RefundThatHangs: a provider that takes a request and never answers keeps no Close and no Refund waiting for longer than
 // their limits, of a request or of the whole, and holds up no Leave behind them.
 func TestX402RefundThatHangs(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		limits  limits
 		refunds bool // what is stalled: the request for a refund, or the one for the offer

@@ -100,6 +100,7 @@ func (n *tenant) visit(url string) {
 // TestX402StrangerReachesNoLease: somebody's site that copies the 402 of an honest provider passes on there what it is paid with, before
 // the renter rents and while it does. It is served no tick of the renter's lease, whose access document it would be shown.
 func TestX402StrangerReachesNoLease(t *testing.T) {
+	t.Parallel()
 	for name, first := range map[string]bool{"before the lease": true, "in the lease": false} {
 		t.Run(name, func(t *testing.T) {
 			n := newTenant(t, newPayRig(t))
