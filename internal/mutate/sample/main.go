@@ -2,7 +2,7 @@
 //
 //	go run ./internal/mutate/sample [-group regexp] [-p parallel] [-all] [-write]
 //
-// Forty changes are drawn in each group of files where money is decided: a condition negated, a boundary moved by one, ==
+// Changes are drawn in each group of files where money is decided, forty for each side of it: a condition negated, a boundary moved by one, ==
 // for !=, + for -, an error or a call left out, a constant one more. The draw is by a committed seed and by the names of
 // functions, so that most of it stays when code changes.
 //
@@ -32,7 +32,6 @@ import (
 
 const (
 	seed      = "gpupay 1"
-	perGroup  = 40
 	mustDie   = 95 // of a hundred that are not equivalent
 	harmFile  = "internal/mutate/sample/harmless.txt"
 	killFile  = "internal/mutate/sample/killers.txt"
@@ -48,27 +47,33 @@ type target struct {
 
 type group struct {
 	name, dir string
+	drawn     int
 	patterns  []string
 }
 
 var targets = []target{
-	{"channel", []group{{"channel", "channel", []string{"*.go"}}}},
-	{"channel/store", []group{{"store", "channel/store", []string{"*.go"}}}},
-	{"sdk/settle", []group{{"settle", "sdk/settle", []string{"*.go"}}}},
-	{"sdk/chain", []group{{"chain", "sdk/chain", []string{"*.go"}}}},
-	{"sdk/renter", []group{
-		{"rental", "sdk/internal/rental", []string{"*.go"}},
-		{"paystream", "sdk/internal/paystream", []string{"*.go"}},
+	{"channel", []group{{"channel", "channel", 40, []string{"*.go"}}}},
+	{"channel/store", []group{{"store", "channel/store", 40, []string{"*.go"}}}},
+	{"sdk/settle", []group{{"settle", "sdk/settle", 40, []string{"*.go"}}}},
+	{"sdk/chain", []group{{"chain", "sdk/chain", 40, []string{"*.go"}}}},
+	{"sdk/renter", []group{ // the renter's, with what sdk/sidecar is asked of
+		{"rental", "sdk/internal/rental", 20, []string{"*.go"}},
+		{"paystream", "sdk/internal/paystream", 20, []string{"attach.go", "check.go", "f*.go", "lease.go", "pay.go", "release.go", "topup.go"}},
 	}},
-	{"sdk/x402/x402client", []group{{"x402client", "sdk/x402/x402client", []string{"*.go"}}}},
+	{"sdk/sidecar", []group{
+		{"payshared", "sdk/internal/paystream", 20, []string{"limits.go", "requests.go"}},
+		{"sharing", "sdk/internal/sharing", 20, []string{"*.go"}},
+	}},
+	{"sdk/budget", []group{{"budget", "sdk/budget", 20, []string{"*.go"}}}},
+	{"sdk/x402/x402client", []group{{"x402client", "sdk/x402/x402client", 40, []string{"*.go"}}}},
 	{"sdk/provider", []group{
-		{"leasestore", "sdk/internal/leasestore", []string{"*.go"}},
-		{"x402server", "sdk/internal/x402server", []string{"*.go"}},
-		{"x402scheme", "sdk/internal/x402scheme", []string{"*.go"}},
-		{"sessionscheme", "sdk/internal/sessionscheme", []string{"*.go"}},
-		{"lease", "sdk/internal/lease", []string{"*.go"}},
-		{"provider", "sdk/provider", []string{"front.go", "outbox.go", "retention.go", "settlement.go"}},
-		{"payercredit", "sdk/internal/payercredit", []string{"debts.go"}},
+		{"leasestore", "sdk/internal/leasestore", 10, []string{"*.go"}}, // leases
+		{"lease", "sdk/internal/lease", 20, []string{"*.go"}},
+		{"provider", "sdk/provider", 10, []string{"front.go", "outbox.go", "retention.go", "settlement.go"}},
+		{"x402server", "sdk/internal/x402server", 10, []string{"*.go"}}, // payments
+		{"x402scheme", "sdk/internal/x402scheme", 10, []string{"*.go"}},
+		{"sessionscheme", "sdk/internal/sessionscheme", 10, []string{"*.go"}},
+		{"payercredit", "sdk/internal/payercredit", 10, []string{"debts.go"}},
 	}},
 }
 
@@ -135,8 +140,9 @@ func run(ctx context.Context, only string, parallel int, every, write bool) (int
 		if err := t.judge(ctx, root, parallel, &total); err != nil {
 			return 1, err
 		}
-	}
-	if write {
+		if !write {
+			continue
+		}
 		if err := writeList(filepath.Join(root, killFile), killers); err != nil {
 			return 1, err
 		}
@@ -206,7 +212,7 @@ func (t target) judge(ctx context.Context, root string, parallel int, total *tal
 		}
 		names[dir] = name
 		for _, g := range t.groups {
-			list = append(list, draw(all[g.name], seed, perGroup)...)
+			list = append(list, draw(all[g.name], seed, g.drawn)...)
 		}
 	}
 	for i, m := range list {

@@ -193,7 +193,7 @@ func (r *runner) try(ctx context.Context, m *mutation, tests []test) string {
 		names = append(names, t.name)
 		limit += 3 * t.took
 	}
-	cmd := r.command(ctx, limit, "", "-test.run", "^("+strings.Join(names, "|")+")$", "-test.failfast", "-test.v")
+	cmd := r.command(ctx, limit, "", "-test.run", "^("+strings.Join(names, "|")+")$", "-test.failfast", "-test.parallel=4", "-test.v")
 	cmd.Env = append(cmd.Env, fmt.Sprintf("GPUPAY_MUTANT=%d", m.number))
 	out, err := cmd.CombinedOutput()
 	if err == nil || ctx.Err() != nil {
