@@ -92,7 +92,8 @@ func (h *Hold) aside(ctx context.Context, day string, limits budget.Limits) erro
 }
 
 // RoundTrip sends one request, once: its path and query are those of the API, such as /v1/chat/completions, and its host is the
-// provider's, whatever it says. The request is ended, as by its context, when it has run for as long as the reservation pays.
+// provider's, whatever it says. The request is ended, as by its context, when it has run for as long as the reservation pays, and its
+// answer's body is closed then, whether anybody reads it or not.
 func (h *Hold) RoundTrip(r *http.Request) (*http.Response, error) {
 	to, err := h.lease.rental.Endpoint()
 	if err != nil {
@@ -120,7 +121,9 @@ func (h *Hold) RoundTrip(r *http.Request) (*http.Response, error) {
 	if refused || res.StatusCode >= 500 && res.StatusCode != http.StatusServiceUnavailable {
 		h.end(true)
 	}
-	res.Body = &body{res.Body, h}
+	answer := &body{res.Body, h}
+	res.Body = answer
+	context.AfterFunc(ctx, func() { _ = answer.Close() })
 	return res, nil
 }
 
@@ -157,9 +160,8 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 func (b *body) Close() error {
-	err := b.ReadCloser.Close()
 	b.h.end(false)
-	return err
+	return b.ReadCloser.Close()
 }
 
 // end notes when the request was over, once.
@@ -173,18 +175,18 @@ func (h *Hold) end(free bool) {
 }
 
 // Done ends the reservation, and the request if that still runs: it counts from now on at cost, and at no less than the pool measured
-// unless it failed in a way that bills nothing; later at what is billed. Once is enough, and no more is harmless. Where it fails, as on
-// a full disk, the request counts at its most.
+// unless it failed in a way that bills nothing, but at no more than its most; later at what is billed. Once is enough, and no more is
+// harmless. Where it fails, as on a full disk, the request counts at its most.
 func (h *Hold) Done(ctx context.Context, cost route.Nano) error {
 	h.end(false)
 	h.mu.Lock()
 	again := h.over
 	h.over = true
-	if cost.Cmp(h.most) > 0 {
-		cost = h.most
-	}
 	if measured := (route.Price{PerSlotSecond: h.lease.terms.price}).Pay(h.took, 0, 0); h.named && !h.free && cost.Cmp(measured) < 0 {
 		cost = measured
+	}
+	if cost.Cmp(h.most) > 0 {
+		cost = h.most
 	}
 	h.mu.Unlock()
 	if again {

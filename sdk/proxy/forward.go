@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/route"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -33,10 +34,11 @@ type call struct {
 
 	tried  []failure
 	ignore []string
-	begun  bool       // whether the caller has got something of an answer
-	cost   route.Nano // of all attempts
-	answer func()     // writes what is left of a whole answer, once its cost is known
-	line   line       // what is said of it at the end
+	begun  bool          // whether the caller has got something of an answer
+	out    *serve.Stream // of an answer that is a stream
+	cost   route.Nano    // of all attempts
+	answer func()        // writes what is left of a whole answer, once its cost is known
+	line   line          // what is said of it at the end
 }
 
 // failure is why an attempt came to nothing, in words for the caller.
@@ -208,7 +210,7 @@ func (c *call) settle(a *attempt, end ending) {
 	c.router.Done(c.clock(), a.choice, result)
 	cost := route.Nano{}
 	if end.charged {
-		cost = a.choice.Endpoint.Price.Pay(took, c.q.inTok, a.out)
+		cost = a.choice.Endpoint.Price.Pay(min(took, a.choice.Limit), c.q.inTok, a.out)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), doneTimeout)
 	defer cancel()

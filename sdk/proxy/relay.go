@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,7 +33,7 @@ const maxAnswer = 32 << 20
 // maxHeld bounds the comments that are kept until an answer begins, in bytes: those beyond it are dropped.
 const maxHeld = 4 << 10
 
-// writeTimeout bounds one write to a caller that does not read.
+// writeTimeout bounds one write to a caller that does not read, which waits two seconds longer than was reserved for at the most.
 const writeTimeout = time.Minute
 
 // relay passes an answer on: a stream event by event, anything else when it is whole.
@@ -90,8 +91,10 @@ func (c *call) head(a *attempt, res *http.Response) {
 
 // stream passes events on as they come. Until the first one that says something, nothing is sent, so that another provider may answer.
 func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict) ending {
-	out := serve.NewStream(c.w, writeTimeout)
-	var held []byte // comments before the first event
+	c.out = serve.NewStream(c.w, writeTimeout)
+	out := c.out
+	defer context.AfterFunc(a.limit, out.End)() // a caller that does not read holds up no more than it pays for
+	var held []byte                             // comments before the first event
 	var cut events
 	piece := make([]byte, 32<<10)
 	for {
@@ -192,7 +195,7 @@ func (c *call) breakOff(a *attempt, end ending) {
 	}
 	e := failedAt("The answer is not whole: provider %s %s. %s Send the request again for another one.", redact.URL(a.choice.Endpoint.ID), end.why, words)
 	e.Code = "answer_broken"
-	out := serve.NewStream(c.w, writeTimeout)
+	out := c.out
 	_, _ = out.Write(e.event(c.q.path))
 	c.w.Header().Set(HeaderCost, c.money(c.cost))
 	_ = out.Flush()

@@ -147,8 +147,11 @@ func (t *transport) send(r *http.Request, body []byte, token string) (*http.Resp
 		requests.End(id, how)
 		return res, nil
 	}
+	m := &measured{ReadCloser: res.Body, ctx: r.Context()}
 	end := func(how rental.Ending) func() { return sync.OnceFunc(func() { requests.End(id, how) }) }
-	res.Body = &measured{ReadCloser: res.Body, ctx: r.Context(), end: end(rental.Done), fail: end(rental.Broken)}
+	m.end, m.fail = end(rental.Done), end(rental.Broken)
+	m.stop = context.AfterFunc(r.Context(), m.end)
+	res.Body = m
 	return res, nil
 }
 
@@ -166,11 +169,13 @@ func aborted(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || ok && !time.Now().Before(deadline) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// measured is an answer's body, whose end is that of its request. One that breaks off by no doing of ours has failed.
+// measured is an answer's body, whose end is that of its request, or its context's if that is first: nobody need read for it. One that
+// breaks off by no doing of ours has failed.
 type measured struct {
 	io.ReadCloser
 	ctx       context.Context
 	end, fail func()
+	stop      func() bool // takes end off ctx
 }
 
 func (m *measured) Read(p []byte) (int, error) {
@@ -181,6 +186,9 @@ func (m *measured) Read(p []byte) (int, error) {
 	case err != nil:
 		m.fail()
 	}
+	if err != nil {
+		m.stop()
+	}
 	return n, err
 }
 
@@ -188,6 +196,7 @@ func (m *measured) Read(p []byte) (int, error) {
 func (m *measured) Close() error {
 	err := m.ReadCloser.Close()
 	m.end()
+	m.stop()
 	return err
 }
 

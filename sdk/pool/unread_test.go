@@ -1,0 +1,131 @@
+package pool_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/route"
+)
+
+// answers has something else than the shop answer its requests.
+func (s *shop) answers(requests http.HandlerFunc) {
+	s.Server.Close()
+	s.Server = rig.Serve(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/chat/completions"):
+			requests(out, r)
+		case s.dead.Load():
+			panic(http.ErrAbortHandler)
+		default:
+			s.server.Load().ServeHTTP(out, r)
+		}
+	}))
+}
+
+// lies has a shop serve each request as it is changed, and bill that, whoever is there; its client is told something else by tell.
+func (s *shop) lies(change string, tell func(out http.ResponseWriter, r *http.Request, served <-chan struct{})) {
+	s.answers(func(out http.ResponseWriter, r *http.Request) {
+		again := r.Clone(context.WithoutCancel(r.Context()))
+		again.Body, again.ContentLength = io.NopCloser(bytes.NewReader([]byte(change))), int64(len(change))
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			s.server.Load().ServeHTTP(httptest.NewRecorder(), again)
+		}()
+		out.Header().Set("Gpupay-Request", r.Header.Get("Gpupay-Request"))
+		tell(out, r, served)
+		<-served
+	})
+}
+
+// ask1 is a request of the API.
+func ask1(t *testing.T) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api/v1/chat/completions", strings.NewReader(`{"millis":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestNobodyReads: an answer that nobody reads or closes ends when what was reserved for it is used up: a provider that bills on is not paid.
+func TestNobodyReads(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("360", 4) // 25,000 base units a slot's second
+	over := make(chan struct{})
+	s.lies(`{"millis":6000}`, func(out http.ResponseWriter, r *http.Request, served <-chan struct{}) {
+		out.Header().Set("Content-Type", "text/event-stream")
+		for r.Context().Err() == nil { // until it fills what lies between
+			if _, err := fmt.Fprintf(out, ": %s\n\n", strings.Repeat("a", 60<<10)); err != nil {
+				break
+			}
+		}
+		<-served
+		close(over)
+	})
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, s)
+	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000)) // two seconds
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := h.RoundTrip(ask1(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-over
+	time.Sleep(500 * time.Millisecond) // its record comes
+	if _, err := res.Body.Read(make([]byte, 1)); err == nil {
+		t.Error("the body is open")
+	}
+	if err := h.Done(t.Context(), route.Base(1)); err != nil {
+		t.Error(err)
+	}
+	if got := counted(t, p); got.Cmp(route.Base(50_000+50_000)) > 0 { // with what is kept aside
+		t.Errorf("%s count of 50,000", got)
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all := w.settled(client); all > 50_000+50_000 {
+		t.Errorf("%d are settled of 50,000", all)
+	}
+}
+
+// TestCountsItsMost: a request that is ended at its limit is measured for a moment longer, and counts at its most, though no record of it comes.
+func TestCountsItsMost(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("360", 4) // 25,000 base units a slot's second
+	s.answers(func(_ http.ResponseWriter, r *http.Request) {
+		s.dead.Store(true)
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	})
+	p := w.pool(w.client(), nil)
+	offer(t, p, s)
+	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(25_000)) // a second
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.RoundTrip(ask1(t)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := h.Done(t.Context(), route.Nano{}); err != nil {
+		t.Error(err)
+	}
+	if got := counted(t, p); got != route.Base(25_000+50_000) { // with what is kept aside
+		t.Errorf("%s count of 25,000", got)
+	}
+}
