@@ -17,7 +17,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// Hold is a reservation for one request. End it by Done, whatever became of the request.
+// Hold is a reservation for one request. End it by Done, or Fail, whatever became of the request.
 type Hold struct {
 	p     *Pool
 	id    int64
@@ -25,10 +25,11 @@ type Hold struct {
 	most  route.Nano
 
 	mu     sync.Mutex
-	sent   bool // RoundTrip was called
-	over   bool // Done was
-	named  bool // it may have reached the provider
-	free   bool // it failed in a way that bills nothing
+	sent   bool   // RoundTrip was called
+	over   bool   // Done was
+	named  bool   // it may have reached the provider
+	number uint64 // of the request that was sent last
+	free   bool   // it failed in a way that bills nothing
 	began  time.Time
 	took   time.Duration
 	ended  bool
@@ -140,7 +141,7 @@ func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("pool: the request was not sent: %w", err)
 	}
 	h.mu.Lock()
-	h.named = true
+	h.named, h.number = true, id
 	h.mu.Unlock()
 	return h.p.http.RoundTrip(r)
 }
@@ -172,6 +173,20 @@ func (h *Hold) end(free bool) {
 		h.ended, h.took, h.free = true, time.Since(h.began), free
 		h.cancel()
 	}
+}
+
+// Fail is Done for a request that was answered with a failure, such as an error within a stream: it costs nothing, and a record that bills
+// it is not paid once all of its lease's are 2 s over what requests took. What broke off is told from that by the pool itself: it is Done.
+func (h *Hold) Fail(ctx context.Context) error {
+	h.end(true)
+	h.mu.Lock()
+	fails, number := h.named && !h.over, h.number
+	h.free = true
+	h.mu.Unlock()
+	if fails {
+		h.lease.rental.Failed(number)
+	}
+	return h.Done(ctx, route.Nano{})
 }
 
 // Done ends the reservation, and the request if that still runs: it counts from now on at cost, and at no less than the pool measured

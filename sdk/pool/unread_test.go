@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -127,5 +128,45 @@ func TestCountsItsMost(t *testing.T) {
 	}
 	if got := counted(t, p); got != route.Base(25_000+50_000) { // with what is kept aside
 		t.Errorf("%s count of 25,000", got)
+	}
+}
+
+// TestFail: what was answered with a failure counts nothing, and a provider that bills it is not paid for it.
+func TestFail(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("360", 4) // 25,000 base units a slot's second
+	s.lies(`{"millis":3000}`, func(out http.ResponseWriter, _ *http.Request, _ <-chan struct{}) {
+		time.Sleep(2500 * time.Millisecond) // all but what is in the tolerance
+		text := `{"error":{"message":"out of memory"}}`
+		out.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		_, _ = io.WriteString(out, text)
+		_ = http.NewResponseController(out).Flush()
+	})
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, s)
+	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(200_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := h.RoundTrip(ask1(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(res.Body); err != nil {
+		t.Error(err)
+	}
+	if err := h.Fail(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := counted(t, p); got.Cmp(route.Base(50_000)) > 0 { // what is kept aside
+		t.Errorf("%s count of what failed", got)
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all := w.settled(client); all > 50_000 {
+		t.Errorf("%d are settled of what failed", all)
 	}
 }

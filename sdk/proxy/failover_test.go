@@ -203,3 +203,38 @@ func TestErrors(t *testing.T) {
 		t.Errorf("%d %s", a.StatusCode, a.text)
 	}
 }
+
+// TestFailuresAreSaid: the payments are told of whatever a caller is told to cost nothing, but where the status or the connection says it.
+func TestFailuresAreSaid(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		script func(http.ResponseWriter, *http.Request)
+		failed int
+	}{
+		"429": {status(429), 1}, "402": {status(402), 1}, "401": {status(401), 1}, "408": {status(408), 1}, "425": {status(425), 1}, "302": {status(302, "Location", "/x"), 1},
+		"an error in the answer": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"error":{"message":"x"}}`)
+		}, 1},
+		"a stream without its end": {func(w http.ResponseWriter, r *http.Request) { say(w, "Hel") }, 1},
+		"an empty stream":          {func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Content-Type", "text/event-stream") }, 1},
+		"a page": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, `<html></html>`)
+		}, 1},
+		"a reset": {broken, 0},
+		"400":     {status(400), 0}, "403": {status(403), 0}, "404": {status(404), 0},
+		"well": {well, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t, []*engine{newEngine(t, row.script)})
+			d.chat(`,"stream":true`)
+			d.purse.mu.Lock()
+			defer d.purse.mu.Unlock()
+			if d.purse.failed != row.failed || d.purse.done != 1 {
+				t.Errorf("%d failures are said of %d reservations, want %d", d.purse.failed, d.purse.done, row.failed)
+			}
+		})
+	}
+}

@@ -62,6 +62,7 @@ type attempt struct {
 type ending struct {
 	outcome route.Outcome
 	charged bool // whether the time that it took is paid: it was answered, or we have ended it
+	failed  bool // whether it was answered with a failure; of what broke off the payments judge themselves
 	why     string
 	after   time.Duration // of a provider that is full
 }
@@ -175,12 +176,12 @@ func (c *call) try(a *attempt) ending {
 	own := wire.IsProblem(res) && res.Header.Get(wire.RequestHeader) == "" // the provider's own, which took no slot
 	switch {
 	case res.StatusCode == http.StatusTooManyRequests:
-		return ending{outcome: route.Throttled, why: "is full", after: retryAfter(res)}
+		return ending{outcome: route.Throttled, failed: true, why: "is full", after: retryAfter(res)}
 	case res.StatusCode == http.StatusPaymentRequired:
-		return ending{why: "wants more than was reserved"}
+		return ending{failed: true, why: "wants more than was reserved"}
 	case own, res.StatusCode < 200, res.StatusCode >= 300 && res.StatusCode < 400, res.StatusCode == http.StatusUnauthorized,
 		res.StatusCode == http.StatusRequestTimeout, res.StatusCode == http.StatusTooEarly:
-		return ending{why: "refused the request"}
+		return ending{failed: true, why: "refused the request"}
 	case res.StatusCode >= 500:
 		return ending{why: "reported an error"}
 	case res.StatusCode == http.StatusForbidden, res.StatusCode == http.StatusNotFound: // of the inference server, which a sidecar bills its time
@@ -214,7 +215,11 @@ func (c *call) settle(a *attempt, end ending) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), doneTimeout)
 	defer cancel()
-	if err := a.hold.Done(ctx, cost); err != nil { // it stays reserved at its most, until the pool corrects it
+	done := func() error { return a.hold.Done(ctx, cost) }
+	if end.failed {
+		done = func() error { return a.hold.Fail(ctx) }
+	}
+	if err := done(); err != nil { // it stays reserved at its most, until the pool corrects it
 		c.debug("a reservation could not be corrected", a.choice.Endpoint.ID, err)
 	}
 	c.running.Add(-1)

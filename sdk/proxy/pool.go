@@ -29,8 +29,10 @@ type Pool interface {
 type Hold interface {
 	// RoundTrip sends the request, whose URL has a path alone, to the endpoint.
 	RoundTrip(*http.Request) (*http.Response, error)
-	// Done corrects the reservation to what the request cost. It is called once.
+	// Done corrects the reservation to what the request cost. It is called once, or Fail is.
 	Done(ctx context.Context, cost route.Nano) error
+	// Fail says that the request was answered with a failure: it costs nothing, and a provider that bills it is not paid for it.
+	Fail(ctx context.Context) error
 }
 
 // FromPool is a Pool of rentals at providers.

@@ -44,7 +44,7 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 		return c.stream(a, res, verdict)
 	}
 	if res.StatusCode < 400 && kind != "application/json" && !strings.HasSuffix(kind, "+json") { // a page of a gateway's, or of who has the domain now
-		return ending{why: "answered with something else than JSON or events"}
+		return ending{failed: true, why: "answered with something else than JSON or events"}
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
@@ -56,7 +56,7 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 	verdict.Read(text)
 	whole := verdict.Whole()
 	if res.StatusCode < 400 && !whole {
-		return ending{why: "reported an error in its answer"}
+		return ending{failed: true, why: "reported an error in its answer"}
 	}
 	a.out = tokens(text)
 	end := ending{outcome: route.Done, charged: true}
@@ -103,7 +103,7 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 		for event, ok := cut.next(); ok; event, ok = cut.next() {
 			verdict.Read(event)
 			if verdict.Failed() {
-				return ending{why: "reported an error in its answer"}
+				return ending{failed: true, why: "reported an error in its answer"}
 			}
 			said := data(event)
 			if len(said) == 0 {
@@ -148,11 +148,11 @@ func (c *call) left() ending {
 func (c *call) streamed(a *attempt, res *http.Response, verdict *upstream.Verdict, out *serve.Stream, rest []byte) ending {
 	verdict.Read(rest)
 	if !verdict.Whole() {
-		return ending{why: "ended its answer in the middle"}
+		return ending{failed: true, why: "ended its answer in the middle"}
 	}
 	if said := data(rest); !c.begun {
 		if len(said) == 0 {
-			return ending{why: "answered with nothing"}
+			return ending{failed: true, why: "answered with nothing"}
 		}
 		c.begin(a, res)
 	}

@@ -129,6 +129,7 @@ type purse struct {
 	left      uint64 // base units
 	spent     route.Nano
 	done      int
+	failed    int
 	refuse    map[string]error
 }
 
@@ -167,6 +168,13 @@ func (n *note) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	r.URL.Scheme, r.URL.Host = to.Scheme, to.Host
 	return http.DefaultTransport.RoundTrip(r)
+}
+
+func (n *note) Fail(ctx context.Context) error {
+	n.mu.Lock()
+	n.failed++
+	n.mu.Unlock()
+	return n.Done(ctx, route.Nano{})
 }
 
 func (n *note) Done(_ context.Context, cost route.Nano) error {

@@ -155,6 +155,11 @@ func (t *transport) send(r *http.Request, body []byte, token string) (*http.Resp
 	return res, nil
 }
 
+// Failed notes that a request which a Transport has sent was answered with a failure that its status does not say, such as an error within
+// the answer: it costs nothing, and a record that bills it counts against what a lease's requests may come to more, and is not paid where it
+// goes beyond. request is the number in its header wire.RequestHeader, as the Transport's base sent it.
+func (l *Rental) Failed(request uint64) { l.lease.Requests.Fail(request) }
+
 // isRefusal reports whether an answer is the provider's own, which took no slot: what it passes on of its inference server, a problem of
 // that one's too, names the request.
 func isRefusal(res *http.Response) bool {

@@ -120,6 +120,23 @@ func (q *Requests) End(id uint64, how rental.Ending) {
 	delete(q.running, id)
 }
 
+// Fail notes, on disk too, that what a request was answered with is a failure, also where it ended as if it were none: a record that names it
+// from now on bills nothing for it. One that a record has named is paid.
+func (q *Requests) Fail(id uint64) {
+	q.End(id, rental.Errored)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	own, ok := q.own[id]
+	if !ok || q.errored[id] {
+		return
+	}
+	own.Failed, q.errored[id] = true, true
+	q.own[id] = own
+	if err := q.ledger.Store.EndRequest(context.Background(), q.ledger.ID, int64(id), own.To, rental.Errored); err != nil {
+		boundlog.Warn(q.ledger.Wallet.Log, "that a request failed is not on disk: started anew, this renter pays for it", q.ledger.ID, err, "request", id)
+	}
+}
+
 // over reports whether a request ended so long ago that it is known by itself no more. Times of two clocks are not compared.
 func (q *Requests) over(own slots.Own) bool {
 	before := q.clock.Now().Boot - int64(folded)

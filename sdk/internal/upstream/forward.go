@@ -125,7 +125,7 @@ func (c *Call) finish() Result {
 	switch {
 	case r.Reason == "" && !c.handed: // a panic of others
 		r.Outcome, r.Reason, r.Last = Failed, NoAnswer, c.proxy.config.Now()
-	case r.Reason == ErrorEvent || r.Reason == ServerError || r.Reason == BadAnswer:
+	case r.Reason == ErrorEvent || r.Reason == ServerError || r.Reason == BadAnswer || r.Reason == Unfinished:
 	case r.Reason == "" || whole: // who leaves after the end, or breaks off after it, has changed nothing
 		r.Reason = ""
 		r.Outcome = Completed

@@ -87,6 +87,11 @@ var ends = map[string]struct {
 	"an error line": {func(w http.ResponseWriter, r *http.Request) {
 		lines(w, `{"response":"a","done":false}`, `{"error":"x"}`)
 	}, Failed, ErrorEvent, 200, false},
+	"a stream of nothing": {func(w http.ResponseWriter, r *http.Request) { events(w) }, Failed, Unfinished, 200, false},
+	"a comment alone": {func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		write(w, 200, ": wait\n\n")
+	}, Failed, Unfinished, 200, false},
 	"an end that is none":  {func(w http.ResponseWriter, r *http.Request) { events(w, chunkText, chunkText) }, Failed, Unfinished, 200, false},
 	"lines without an end": {func(w http.ResponseWriter, r *http.Request) { lines(w, `{"response":"a","done":false}`) }, Failed, Unfinished, 200, false},
 	"no header":            {func(w http.ResponseWriter, r *http.Request) { hang(r) }, Failed, HeaderTimeout, 504, false},

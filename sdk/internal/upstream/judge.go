@@ -27,6 +27,7 @@ type judge struct {
 	closed bool         // whether the answer is over
 
 	failed bool         // an error was reported
+	spoken bool         // something came in it
 	opened bool         // it is a stream of a kind that has an end
 	ended  map[int]bool // whether each choice in it has ended, by its index
 	last   bool         // nothing comes after
@@ -105,6 +106,9 @@ func (j *judge) close() {
 
 // unfinished says whether an answer that is over has no end.
 func (j *judge) unfinished() bool {
+	if j.split != nil && !j.spoken { // whoever streams has an answer in it
+		return true
+	}
 	if j.torn || j.split == nil || !j.opened || j.last || j.blind {
 		return j.torn && !j.last
 	}
@@ -176,6 +180,7 @@ type chunk struct {
 // inspect judges an event.
 func (j *judge) inspect(name string, data []byte) {
 	data = bytes.TrimSpace(data)
+	j.spoken = j.spoken || len(data) > 0
 	if bytes.Equal(data, []byte("[DONE]")) {
 		j.last = true
 		return
