@@ -123,6 +123,13 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 			if _, err := out.Write(event); err != nil {
 				return c.left()
 			}
+			if verdict.Over() {
+				if out.Flush() != nil {
+					return c.left()
+				}
+				closes(res.Body)
+				return c.streamed(a, res, verdict, out, nil)
+			}
 		}
 		if cut.long() {
 			return ending{charged: true, why: "sent an event of more than " + size(maxEvent)}
@@ -137,6 +144,16 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 			return c.broken(a, "broke off in the middle of its answer")
 		}
 	}
+}
+
+// openFor is how long a provider may keep an answer open that is over, and be paid for it.
+const openFor = 100 * time.Millisecond
+
+// closes waits for the end of an answer that is over, so that its connection serves the next request, and ends it where that does not come.
+func closes(body io.ReadCloser) {
+	timer := time.AfterFunc(openFor, func() { _ = body.Close() })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, body, maxEvent)
 }
 
 // left is how an attempt ended whose caller does not read, or is gone.

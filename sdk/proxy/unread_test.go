@@ -40,3 +40,18 @@ func TestCallerThatDoesNotRead(t *testing.T) {
 		}
 	}
 }
+
+// TestAnswerKeptOpen: a stream is over with its last event, and a provider that keeps it open is paid no longer.
+func TestAnswerKeptOpen(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		say(w, "Hello", " there")
+		_, _ = io.WriteString(w, last)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})})
+	a := d.chat(`,"stream":true,"max_tokens":100`)
+	if a.code() != "" || !strings.Contains(a.text, "[DONE]") || a.err != nil || d.purse.spent.IsZero() || d.purse.spent.BaseUnits() > 1000 { // a second
+		t.Errorf("%q %v: %s", a.text, a.err, d.purse.spent)
+	}
+}

@@ -16,6 +16,9 @@ func (v *Verdict) Read(p []byte) {
 // Failed reports whether an error was reported in what was read.
 func (v *Verdict) Failed() bool { return v.judge != nil && v.judge.failed }
 
+// Over reports whether what was read says that nothing comes after it: the answer is over, though its sender may keep it open.
+func (v *Verdict) Over() bool { return v.judge != nil && v.judge.last }
+
 // Whole reports whether the answer, which is over, has its end and no error. It is asked once.
 func (v *Verdict) Whole() bool {
 	if v.judge == nil {
