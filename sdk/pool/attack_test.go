@@ -108,8 +108,8 @@ func TestChild(t *testing.T) {
 		if status, err := send(t.Context(), h, ask{Millis: 300}); err != nil || status != 200 {
 			t.Fatal(status, err)
 		}
-	case "run": // and dies while it runs
-		h, err := p.Reserve(t.Context(), "", url, route.Base(200_000))
+	case "run", "limited": // and dies while it runs
+		h, err := p.Reserve(t.Context(), "", url, route.Base(map[string]uint64{"run": 200_000, "limited": 50_000}[does]))
 		if err != nil {
 			t.Fatal(err)
 		}

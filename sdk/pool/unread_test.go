@@ -170,3 +170,30 @@ func TestFail(t *testing.T) {
 		t.Errorf("%d are settled of what failed", all)
 	}
 }
+
+// TestKilledWithinItsLimit: what ran when a process was killed costs no more than was reserved for it, whenever the next one begins.
+func TestKilledWithinItsLimit(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("360", 4) // 25,000 base units a slot's second
+	over := make(chan struct{})
+	s.lies(`{"millis":6000}`, func(_ http.ResponseWriter, _ *http.Request, served <-chan struct{}) {
+		<-served
+		close(over)
+	})
+	w.spawn("limited", s).kill() // two seconds
+	<-over
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, s)
+	time.Sleep(500 * time.Millisecond)                                // its record comes
+	if got := counted(t, p); got.Cmp(route.Base(50_000+50_000)) > 0 { // with what is kept aside
+		t.Errorf("%s count of 50,000", got)
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if all := w.settled(client); all > 50_000+50_000 {
+		t.Errorf("%d are settled of 50,000", all)
+	}
+}

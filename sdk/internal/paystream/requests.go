@@ -41,8 +41,8 @@ func newRequests(ledger *rental.Ledger, clock metering.Clock) *Requests {
 		own: make(map[uint64]slots.Own), running: make(map[uint64]bool), errored: make(map[uint64]bool)}
 }
 
-// load takes up what an earlier process sent. What ran when that died took until now at most: by the wall clock, after a reboot. The
-// caller holds mu.
+// load takes up what an earlier process sent. What ran when that died took until now at most, by the wall clock after a reboot, and no
+// longer than that process would have let it run. The caller holds mu.
 func (q *Requests) load(ctx context.Context, books *slots.Books) error {
 	if q.loaded {
 		return nil
@@ -70,6 +70,9 @@ func (q *Requests) sent(before []rental.Request) {
 		case own.Epoch != q.epoch:
 			own.To = r.Started + max(0, now.Wall-r.Wall)
 		}
+		if r.Ended == nil && r.Most > 0 {
+			own.To = r.Started + min(own.To-r.Started, r.Most)
+		}
 		q.own[uint64(r.ID)] = own
 		if r.Failed == rental.Errored {
 			q.errored[uint64(r.ID)] = true
@@ -78,7 +81,7 @@ func (q *Requests) sent(before []rental.Request) {
 	}
 }
 
-// Begin numbers a request, on disk, before it is sent.
+// Begin numbers a request, on disk, before it is sent. Its context's deadline is kept with it.
 func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -88,6 +91,9 @@ func (q *Requests) Begin(ctx context.Context) (id uint64, err error) {
 	q.next = max(q.next, q.ledger.View().Row.Requested) + 1
 	started := q.clock.Now()
 	sent := rental.Request{ID: int64(q.next), Started: started.Boot, Epoch: int64(q.epoch), Wall: started.Wall}
+	if end, ok := ctx.Deadline(); ok {
+		sent.Most = max(1, int64(time.Until(end)))
+	}
 	if err := q.ledger.Store.AddRequest(ctx, q.ledger.ID, sent); err != nil {
 		return 0, err
 	}

@@ -13,6 +13,7 @@ type Request struct {
 	Started int64 `db:"started"` // nanoseconds of the host's clock
 	Epoch   int64 `db:"epoch"`   // of that clock
 	Wall    int64 `db:"wall"`    // when it was started, in unix nanoseconds
+	Most    int64 `db:"most"`    // nanoseconds after which its renter ends it; 0: it lets it run
 
 	Ended  *int64 `db:"ended"` // by the same clock as Started; nil: it runs, or its process died
 	Failed Ending `db:"failed"`
@@ -32,8 +33,8 @@ const (
 // AddRequest puts a request on disk before it is sent: one that a record names and nobody knows is not paid.
 func (s Store) AddRequest(ctx context.Context, channel common.Hash, r Request) error {
 	return s.DB.Update(ctx, func(tx *sqlx.Tx) error {
-		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_requests (channel, id, started, epoch, wall) VALUES (?, ?, ?, ?, ?)`),
-			channel.Hex(), r.ID, r.Started, r.Epoch, r.Wall)
+		_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO rental_requests (channel, id, started, epoch, wall, most) VALUES (?, ?, ?, ?, ?, ?)`),
+			channel.Hex(), r.ID, r.Started, r.Epoch, r.Wall, r.Most)
 		return err
 	})
 }
@@ -50,7 +51,7 @@ func (s Store) EndRequest(ctx context.Context, channel common.Hash, id, ended in
 // Requests are those of a channel that no record has named.
 func (s Store) Requests(ctx context.Context, channel common.Hash) (all []Request, err error) {
 	db := s.DB.View()
-	err = db.SelectContext(ctx, &all, db.Rebind(`SELECT id, started, epoch, wall, ended, failed FROM rental_requests WHERE channel = ?`), channel.Hex())
+	err = db.SelectContext(ctx, &all, db.Rebind(`SELECT id, started, epoch, wall, most, ended, failed FROM rental_requests WHERE channel = ?`), channel.Hex())
 	return all, err
 }
 
