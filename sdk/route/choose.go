@@ -49,12 +49,13 @@ const (
 	Done                     // its answer came whole
 	Throttled                // 429: the endpoint is full, and not asked for a while
 	Aborted                  // by the caller: it counts neither way
+	Cut                      // by Choice.Limit: its time and tokens so far are the least that it takes. Without a token it counts against the endpoint
 )
 
 // Result is what one request came to, measured by the caller's own clock. Any value is taken, and brought within the bounds.
 type Result struct {
 	Outcome    Outcome
-	FirstToken time.Duration // from its sending to the first token; up to an hour; 0: none came
+	FirstToken time.Duration // from its sending to the first token; up to an hour; 0: none came. Of a stream that was Cut before it: Total
 	Total      time.Duration // from its sending to the last byte; up to an hour
 	OutTokens  int64         // of the answer, as the caller counted them: not what the endpoint says
 	Claimed    time.Duration // slot time that the endpoint wants paid; 0: not said. More than Total and 50 ms is a failure
@@ -78,8 +79,17 @@ func (r *Router) Done(now time.Duration, c *Choice, result Result) {
 	if result.Claimed > within(result.Total)+tolerance {
 		result.Outcome = Failed
 	}
-	if result.Outcome == Done || result.Outcome == Aborted {
+	switch result.Outcome {
+	case Done, Aborted:
 		r.learn(s, c, result)
+	case Cut: // of this endpoint alone: one that hangs says nothing of others
+		if m := r.models[s.Model]; m != nil {
+			s.estimator = m.known(s)
+		}
+		s.estimator.learnCut(c.prompt, c.most, c.flying, result)
+		if result.OutTokens <= 0 {
+			result.Outcome = Failed
+		}
 	}
 	switch result.Outcome {
 	case Done:
@@ -87,7 +97,7 @@ func (r *Router) Done(now time.Duration, c *Choice, result Result) {
 		s.succeed(c.trial)
 	case Throttled:
 		s.throttle(now, result.RetryAfter, r.random)
-	case Aborted:
+	case Aborted, Cut:
 	default:
 		s.count(now, false)
 		s.fail(now, r.random)
@@ -110,6 +120,7 @@ type Row struct {
 	Breaker  Breaker
 	Until    time.Duration // to when an open breaker stays so, on the caller's clock
 	InFlight int           // choices not ended
+	Limit    time.Duration // for how long the request might run there, see Choice; 0: it is out
 	Out      Rule          // by which it is out; empty: it is in
 	Why      string        // in words; empty: it is in
 }
@@ -133,6 +144,9 @@ func (r *Router) Table(now time.Duration, request Request) []Row {
 		}
 		if row.Out == "" || row.Out == RulePrice || row.Out == RuleCap || row.Out == RuleBudget {
 			row.Cost = e.cost(now, s.Price, r.worth(&request), r.failure, &request, s.cached(&request))
+		}
+		if row.Out == "" {
+			row.Limit, _ = e.most(s.Price, &request, s.ID)
 		}
 		row.Why = row.Out.words(&s.Endpoint, &request, pay, reserve)
 		row.Breaker, row.Until = s.breaker.state(now)

@@ -73,11 +73,41 @@ func (e *estimator) cost(now time.Duration, price Price, second, failure Nano, r
 	return c
 }
 
-// reserve is for how long a request may run at an endpoint, and what it can cost in that time: its answer at the most tokens,
-// half as much again and a second, in whole base units.
-func (e *estimator) reserve(price Price, r *Request) (limit time.Duration, all Nano) {
+// least is for how long a request must be able to run at an endpoint for it to be chosen, and what it can cost in that time.
+func (e *estimator) least(price Price, r *Request) (limit time.Duration, all Nano) {
 	in, _ := r.tokens()
 	wait := e.wait(in, r.maxTokens())
+	return reserve(price, r, wait)
+}
+
+// most is for how long it may run, and what is reserved for that: as of a slow server until enough is known of this one, and by its slowest
+// answers from then on. A request that is cut is paid and has brought nothing, while what is reserved and not used comes back. Where the
+// budget or the cap has less room than that, it may run for as long as they pay.
+func (e *estimator) most(price Price, r *Request, endpoint string) (limit time.Duration, all Nano) {
+	in, _ := r.tokens()
+	limit, all = reserve(price, r, max(e.slowly().wait(in, r.maxTokens()), e.wait(in, r.maxTokens())))
+	room := r.Budget
+	if r.Cap != nil {
+		if cap := r.Cap(endpoint); cap.Cmp(room) < 0 {
+			room = cap
+		}
+	}
+	if all.Cmp(room) <= 0 {
+		return limit, all
+	}
+	_, byTokens := reserve(Price{PerInputToken: price.PerInputToken, PerOutputToken: price.PerOutputToken}, r, 0)
+	room = room.mulDiv(1, perBase, false).mulDiv(perBase, 1, false)
+	shortest, all := e.least(price, r)
+	if room.Cmp(all) <= 0 {
+		return shortest, all
+	}
+	return max(shortest, min(limit, room.Sub(byTokens).TimeFor(price.PerSlotSecond))), room
+}
+
+// reserve is for how long an answer of the most tokens may run that is expected to take so long, and what it can cost in that time: half
+// as much again and a second, in whole base units.
+func reserve(price Price, r *Request, wait time.Duration) (limit time.Duration, all Nano) {
+	in, _ := r.tokens()
 	limit = wait + wait/2 + time.Second
 	byTokens := price.byTokens(in, r.maxTokens())
 	if !byTokens.IsZero() {

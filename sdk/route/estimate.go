@@ -17,6 +17,13 @@ const (
 	priorPrompt = 1e-4 // of each prompt token more, in seconds
 	priorToken  = .02  // of each token of the answer, in seconds
 
+	slowFirst  = 10.  // of a slow server, for which is reserved: seconds to the first token
+	slowPrompt = 1e-3 // of each prompt token more, in seconds
+	slowToken  = .2   // of each token of the answer, until so many answers were paced
+	enough     = 10
+	slower     = 4   // by how much one may be slower than its slowest answer lately
+	forgetSlow = .05 // by how much of the difference each answer brings that nearer to itself
+
 	maxTime   = time.Hour             // the longest time that is learned or estimated
 	minToken  = 5e-5                  // seconds per token of the fastest server that is believed
 	maxTokens = 1 << 22               // the most tokens of a prompt or an answer
@@ -40,6 +47,8 @@ type Estimate struct {
 type estimator struct {
 	a, b, q float64 // seconds to the first token; more per prompt token; more per own request that is there already
 	d, w    float64 // seconds per token; more per own request that is there already
+	slow    float64 // seconds per token of the slowest answer lately
+	late    float64 // seconds to the first token of the latest one
 	timed   int     // samples of the time to the first token
 	paced   int     // and of the time per token
 	ok, bad float64 // answers, decayed to at
@@ -64,18 +73,62 @@ func (e *estimator) learn(prompt int64, flying int, result Result) {
 	in := float64(tokens(prompt))
 	x, y := in/scale, float64(flying)
 	miss := first.Seconds() - (now.a + now.b*in)
+	e.late = lately(e.late, first.Seconds())
 	step := gain(e.timed, miss, firstUp, firstDown) * miss / (1 + x*x + y*y)
 	e.a = bound(e.a+step, 0, maxTime.Seconds())
 	e.b = bound(e.b+step*x/scale, 0, maxPrompt)
 	e.q = bound(e.q+step*y, 0, maxTime.Seconds())
 	e.timed = min(e.timed+1, 1_000_000)
 	if out := tokens(result.OutTokens); out > 1 && total >= first {
-		miss := bound((total-first).Seconds()/float64(out-1), minToken, maxToken) - now.d
+		took := bound((total-first).Seconds()/float64(out-1), minToken, maxToken)
+		e.slow = lately(e.slow, took)
+		miss := took - now.d
 		step := gain(e.paced, miss, tokenUp, tokenDown) * miss / (1 + y*y)
 		e.d = bound(e.d+step, minToken, maxToken)
 		e.w = bound(e.w+step*y, 0, maxToken)
 		e.paced = min(e.paced+1, 1_000_000)
 	}
+}
+
+// learnCut takes what is known of an answer that its limit cut: it takes no less. Of one without a token, of most tokens at the most, what
+// it has run for is laid to its parts alike, or, where the caller says that no first token came, to that alone.
+func (e *estimator) learnCut(prompt, most int64, flying int, result Result) {
+	if within(result.FirstToken) == 0 {
+		result.OutTokens = most
+	}
+	now := e.beside(flying)
+	if result.FirstToken == 0 {
+		reads, whole := now.wait(prompt, 0), now.wait(prompt, most)
+		result.FirstToken = seconds(within(result.Total).Seconds() * max(reads.Seconds(), minToken) / max(whole.Seconds(), minToken))
+	}
+	first, total := within(result.FirstToken), within(result.Total)
+	in, out := float64(tokens(prompt)), tokens(result.OutTokens)
+	least := *e
+	least.learn(prompt, flying, Result{FirstToken: max(first, 1), Total: max(first, total), OutTokens: out})
+	if first.Seconds() > now.a+now.b*in {
+		e.a, e.b, e.q, e.timed = least.a, least.b, least.q, least.timed
+	}
+	if least.d > e.d {
+		e.d, e.w, e.paced = least.d, least.w, least.paced
+	}
+	e.late, e.slow = max(e.late, least.late), max(e.slow, least.slow)
+}
+
+// lately is the worst time of late: a worse one counts whole at once, and is forgotten as better ones come.
+func lately(worst, took float64) float64 {
+	if took >= worst {
+		return took
+	}
+	return worst + forgetSlow*(took-worst)
+}
+
+// slowly are the figures by which is reserved.
+func (e *estimator) slowly() *estimator {
+	s := estimator{a: max(slowFirst+e.a, slower*e.late), b: max(slowPrompt, e.b), d: max(e.d, slower*e.slow)}
+	if e.paced < enough {
+		s.d = max(e.d, e.slow, slowToken)
+	}
+	return &s
 }
 
 // gain is 1 for the first sample, which is all that is known.

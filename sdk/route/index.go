@@ -106,10 +106,10 @@ func (m *model) figures(s *state) estimator {
 func (m *model) known(s *state) estimator {
 	e := s.estimator
 	if e.timed == 0 {
-		e.a, e.b, e.q = m.all.a, m.all.b, m.all.q
+		e.a, e.b, e.q, e.late = m.all.a, m.all.b, m.all.q, max(e.late, m.all.late)
 	}
 	if e.paced == 0 {
-		e.d, e.w = m.all.d, m.all.w
+		e.d, e.w, e.slow = m.all.d, m.all.w, max(e.slow, m.all.slow)
 	}
 	return e
 }

@@ -406,15 +406,10 @@ func TestRulesLeaveOthers(t *testing.T) {
 // TestReserve: what is reserved covers what a request can cost up to its limit, to the base unit, and no more than the budget and the cap is reserved.
 func TestReserve(t *testing.T) {
 	r := bench(t, 2.4)
-	c := choose(t, r, 0, plain)
-	if c.Limit < c.Estimate.Wait || c.Limit > time.Hour {
-		t.Errorf("limit %s of a request that is expected to take %s", c.Limit, c.Estimate.Wait)
-	}
-	if pay := c.Endpoint.Price.Pay(c.Limit, plain.InTokens, plain.MaxTokens); pay.Cmp(c.Reserve) > 0 || strings.Contains(c.Reserve.String(), ".") {
-		t.Errorf("%s reserved, and it may cost %s", c.Reserve, pay)
-	}
+	e := r.states[key{id: "a", model: "m"}].estimator
+	_, least := e.least(r.states[key{id: "a", model: "m"}].Price, &plain)
 	for _, rule := range []Rule{RuleBudget, RuleCap} {
-		for _, left := range []Nano{c.Reserve, c.Reserve.Sub(Nanos(1))} {
+		for _, left := range []Nano{Base(20_000_000), least.Add(Nanos(perBase * 5 / 2)), least, least.Sub(Nanos(1))} {
 			request := plain
 			if rule == RuleBudget {
 				request.Budget = left
@@ -426,9 +421,71 @@ func TestReserve(t *testing.T) {
 					return left
 				}
 			}
-			if _, err := r.Choose(0, request); (err == nil) != (left == c.Reserve) {
-				t.Errorf("%s: %s left, %s to reserve: %v", rule, left, c.Reserve, err)
+			c, err := r.Choose(0, request)
+			if (err == nil) != (left.Cmp(least) >= 0) {
+				t.Errorf("%s: %s left, %s to reserve: %v", rule, left, least, err)
 			}
+			if err != nil {
+				continue
+			}
+			if c.Limit < c.Estimate.Wait || c.Limit > time.Hour || c.Reserve.Cmp(left) > 0 {
+				t.Errorf("limit %s of a request that is expected to take %s, %s reserved of %s", c.Limit, c.Estimate.Wait, c.Reserve, left)
+			}
+			if pay := c.Endpoint.Price.Pay(c.Limit, plain.InTokens, plain.MaxTokens); pay.Cmp(c.Reserve) > 0 || strings.Contains(c.Reserve.String(), ".") {
+				t.Errorf("%s reserved, and it may cost %s", c.Reserve, pay)
+			}
+			r.Done(0, c, Result{Outcome: Aborted})
+		}
+	}
+}
+
+// TestSlowIsLetEnd: a healthy server that is slow, or gets slow, is given the time that its answers take, and J is as before.
+func TestSlowIsLetEnd(t *testing.T) {
+	t.Parallel()
+	request := plain
+	request.Only = []string{"a"}
+	answer := func(perToken float64) Result {
+		return Result{Outcome: Done, FirstToken: time.Second, Total: seconds(1 + 1000*perToken), OutTokens: 1001}
+	}
+	for name, perToken := range map[string][]float64{"15 tokens a second": {1. / 15, 1. / 15}, "200 and then 30": {1. / 200, 1. / 30}} {
+		r := bench(t, 2.4)
+		for i := range 40 {
+			result := answer(perToken[i/20])
+			c := choose(t, r, 0, request)
+			if c.Limit < result.Total {
+				t.Fatalf("%s: answer %d takes %s and is cut at %s", name, i, result.Total, c.Limit)
+			}
+			r.Done(0, c, result)
+		}
+	}
+}
+
+// TestCut: a request that was cut teaches how long it takes at the least, so that the next one may run for longer, and one with tokens is
+// no failure of the endpoint.
+func TestCut(t *testing.T) {
+	t.Parallel()
+	request := plain
+	request.Only = []string{"a"}
+	for name, cut := range map[string]Result{
+		"a stream":               {Outcome: Cut, FirstToken: time.Second, OutTokens: 50},
+		"a stream without token": {Outcome: Cut, FirstToken: 1},
+		"a document":             {Outcome: Cut},
+	} {
+		r := bench(t, 2.4)
+		for range 20 {
+			only(t, r, 0, "a", Result{Outcome: Done, FirstToken: 100 * time.Millisecond, Total: 5 * time.Second, OutTokens: 1001})
+		}
+		before := choose(t, r, 0, request)
+		if cut.Total = before.Limit; cut.FirstToken == 1 {
+			cut.FirstToken = cut.Total
+		}
+		r.Done(0, before, cut)
+		after := choose(t, r, 0, request)
+		if after.Limit < 3*before.Limit/2 || after.Estimate.Wait <= before.Estimate.Wait || r.Table(0, request)[0].Limit < after.Limit {
+			t.Errorf("%s was cut at %s, and the next one is at %s; %+v", name, before.Limit, after.Limit, after.Estimate)
+		}
+		if fails := after.Estimate.Success < before.Estimate.Success; fails != (cut.OutTokens == 0) {
+			t.Errorf("%s: chance of an answer %g, then %g", name, before.Estimate.Success, after.Estimate.Success)
 		}
 	}
 }

@@ -121,12 +121,13 @@ type Choice struct {
 	Cost       Cost          // expected
 	Estimate   Estimate      // by which
 	Reserve    Nano          // what to reserve of the budget before the request is sent: whole base units
-	Limit      time.Duration // end the request when it has run for so long: it would cost more than Reserve; up to an hour and a half
+	Limit      time.Duration // end the request when it has run for so long, by Cut: it would cost more than Reserve; up to an hour and a half
 	Explores   bool          // it was drawn to learn, and not for its J
 	LastResort bool          // its breaker is open, as all others are
 
 	state  *state
 	prompt int64 // tokens that it has to read
+	most   int64 // tokens that its answer may have
 	flying int   // others that were there when it was sent
 	trial  bool
 	ended  bool
@@ -163,7 +164,8 @@ func (r *Router) choice(now time.Duration, m *model, request *Request, picked ca
 	e := m.figures(s)
 	c := &Choice{Endpoint: s.Endpoint, Estimate: e.estimate(now, request), state: s, prompt: tokens(request.InTokens)}
 	c.Cost = e.cost(now, s.Price, r.worth(request), r.failure, request, s.cached(request))
-	c.Limit, c.Reserve = e.reserve(s.Price, request)
+	c.Limit, c.Reserve = e.most(s.Price, request, s.ID)
+	c.most = request.maxTokens()
 	c.prompt -= min(s.cached(request), c.prompt)
 	c.trial, c.flying = s.begin(now), s.flying
 	s.flying++
@@ -217,7 +219,7 @@ func (r *Router) draw(now time.Duration, m *model, request *Request) (closed, op
 }
 
 // bounds is the first rule that a request breaks at an endpoint by what is in flight there and by money, or none; what is expected to
-// be paid, where that was asked for; and what is to be reserved.
+// be paid, where that was asked for; and what is to be reserved at the least.
 func (r *Router) bounds(s *state, e *estimator, request *Request) (rule Rule, pay, reserve Nano) {
 	if s.MaxInFlight > 0 && s.flying >= s.MaxInFlight {
 		return RuleBusy, Nano{}, Nano{}
@@ -228,7 +230,7 @@ func (r *Router) bounds(s *state, e *estimator, request *Request) (rule Rule, pa
 			return RulePrice, pay, Nano{}
 		}
 	}
-	_, reserve = e.reserve(s.Price, request)
+	_, reserve = e.least(s.Price, request)
 	switch {
 	case request.Cap != nil && reserve.Cmp(request.Cap(s.ID)) > 0:
 		return RuleCap, pay, reserve
