@@ -138,17 +138,21 @@ func (b *Books) Reserve(ctx context.Context, at time.Time, key string, limits Li
 	return id, err
 }
 
-// Aside reserves, once for each day, key and channel of a reservation, what the channel's records may come to more than its requests
-// measured. An *ExceededError leaves the reservation as it is.
-func (b *Books) Aside(ctx context.Context, id int64, channel string, limits Limits, most route.Nano) error {
+// Aside reserves, once for each day, key and channel of a reservation, over: what the channel's records may come to more than its requests
+// measured. The reservation counts at most from then on: where it was made at both together this always fits. An *ExceededError leaves it
+// as it is.
+func (b *Books) Aside(ctx context.Context, id int64, channel string, limits Limits, most, over route.Nano) error {
 	return b.update(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
-		h, err := get(ctx, tx, `WHERE id = ?`, id)
+		h, err := get(ctx, tx, `WHERE id = ? AND state = ?`, id, held)
 		if err != nil {
+			return err
+		}
+		if err := count(ctx, tx, h, most, held); err != nil {
 			return err
 		}
 		_, err = get(ctx, tx, `WHERE channel = ? AND state = ? AND day = ? AND key = ?`, channel, aside, h.Day, h.Key)
 		if errors.Is(err, ErrUnknown) {
-			_, err = reserve(ctx, tx, hold{Day: h.Day, Key: h.Key, State: aside, Channel: channel}, limits, most)
+			_, err = reserve(ctx, tx, hold{Day: h.Day, Key: h.Key, State: aside, Channel: channel}, limits, over)
 		}
 		return err
 	})

@@ -171,11 +171,11 @@ func TestBilledOverMeasure(t *testing.T) {
 	own := route.Base(130)
 	limits := budget.Limits{All: route.Base(1000), Key: &own}
 	id := reserve(t, b, noon, "ci", limits, 100)
-	if err := b.Aside(t.Context(), id, "0xc1", limits, route.Base(31)); err == nil {
+	if err := b.Aside(t.Context(), id, "0xc1", limits, route.Base(100), route.Base(31)); err == nil {
 		t.Error("it does not fit")
 	}
 	for range 2 { // once a day and channel
-		ok(t, b.Aside(t.Context(), id, "0xc1", limits, route.Base(30)))
+		ok(t, b.Aside(t.Context(), id, "0xc1", limits, route.Base(100), route.Base(30)))
 		counts(t, b, noon, "ci", route.Base(130))
 	}
 	ok(t, b.Dispatch(t.Context(), id, "0xc1", 1))
@@ -186,6 +186,23 @@ func TestBilledOverMeasure(t *testing.T) {
 	counts(t, b, noon, "", route.Base(130))
 	ok(t, b.Settle(t.Context(), "0xc1"))
 	counts(t, b, noon, "ci", route.Base(120))
+}
+
+// TestAsideWithin: what is kept aside comes out of a reservation that was made with it, and is free again where it is kept already.
+func TestAsideWithin(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "pool.db"))
+	limits := budget.Limits{All: route.Base(260)}
+	first, second := reserve(t, b, noon, "", limits, 130), reserve(t, b, noon, "", limits, 130)
+	ok(t, b.Aside(t.Context(), first, "0xc1", limits, route.Base(100), route.Base(30)))
+	counts(t, b, noon, "", route.Base(260))
+	ok(t, b.Aside(t.Context(), second, "0xc1", limits, route.Base(100), route.Base(30)))
+	counts(t, b, noon, "", route.Base(230))
+	ok(t, b.Dispatch(t.Context(), first, "0xc1", 1))
+	ok(t, b.Done(t.Context(), first, route.Base(100)))
+	if err := b.Aside(t.Context(), first, "0xc2", limits, route.Base(1), route.Base(1)); !errors.Is(err, budget.ErrUnknown) {
+		t.Errorf("a reservation that is done: %v", err)
+	}
+	counts(t, b, noon, "", route.Base(230))
 }
 
 // TestDays: a request over midnight counts in the day in which it was reserved, whatever corrects it later, and a clock that is set back

@@ -57,13 +57,15 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 		return nil, fmt.Errorf("endpoint %.200q: %s base units pay for %s of a slot there, at %s a second: reserve more", endpoint, most, runs, t.price)
 	}
 	limits, at := p.limits(key), p.now()
-	id, err := p.books.Reserve(ctx, at, key, limits, most)
+	day := budget.Day(at) + key
+	over := s.over(day)
+	id, err := p.books.Reserve(ctx, at, key, limits, most.Add(over))
 	if err != nil {
 		return nil, err
 	}
 	h := &Hold{p: p, id: id, most: most}
 	if h.lease, err = s.acquire(ctx); err == nil {
-		if err = h.aside(ctx, budget.Day(at)+key, limits); err != nil {
+		if err = h.aside(ctx, day, limits, over); err != nil {
 			h.lease.release()
 		}
 	}
@@ -73,17 +75,46 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 	return h, nil
 }
 
-// aside keeps what the lease's records may come to over our own clock, once for each day and key.
-func (h *Hold) aside(ctx context.Context, day string, limits budget.Limits) error {
+// Room is what one request of a local key may cost at an endpoint now, where as much is left as Left says: the first one there each day has
+// more set aside, for what the provider's records may come to. A larger one does not fit the budget.
+func (p *Pool) Room(key, endpoint string, left route.Nano) route.Nano {
+	p.mu.Lock()
+	s := p.sites[base(endpoint)]
+	p.mu.Unlock()
+	if s == nil {
+		return left
+	}
+	return left.Sub(s.over(budget.Day(p.now()) + key))
+}
+
+// over is what is still to be set aside at the site for a day's requests of a key.
+func (s *site) over(day string) route.Nano {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lease == nil {
+		return s.offer.over()
+	}
+	if s.lease.aside[day] {
+		return route.Nano{}
+	}
+	return s.lease.terms.over()
+}
+
+// over is what the records of a lease may come to over our own clock.
+func (t terms) over() route.Nano {
+	return route.Price{PerSlotSecond: t.price}.Pay(slots.DefaultTolerance, 0, 0)
+}
+
+// aside keeps that, once for each day and key, of the reservation, which was made with so much over.
+func (h *Hold) aside(ctx context.Context, day string, limits budget.Limits, over route.Nano) error {
 	l := h.lease
 	l.site.mu.Lock()
 	kept := l.aside[day]
 	l.site.mu.Unlock()
-	if kept {
+	if kept && over.IsZero() {
 		return nil
 	}
-	over := route.Price{PerSlotSecond: l.terms.price}.Pay(slots.DefaultTolerance, 0, 0) // by which they may, in a lease
-	if err := h.p.books.Aside(ctx, h.id, l.rental.ID().Hex(), limits, over); err != nil {
+	if err := h.p.books.Aside(ctx, h.id, l.rental.ID().Hex(), limits, h.most, l.terms.over()); err != nil {
 		return err
 	}
 	l.site.mu.Lock()

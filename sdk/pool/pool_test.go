@@ -140,3 +140,46 @@ func TestVanished(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRoom: what may be reserved at an endpoint leaves what is set aside there with the first request, and more is refused before a deposit
+// is made for it.
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("36", 4) // a second in a slot costs 2,500
+	client := w.client()
+	p := w.pool(client, func(c *pool.Config) { c.Budget = "0.10" })
+	offer(t, p, s)
+	room := func() route.Nano {
+		left, err := p.Left("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Room("", s.URL, left)
+	}
+	if got := room(); got != route.Base(95_000) {
+		t.Errorf("room for %s", got)
+	}
+	var over *budget.ExceededError
+	if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(95_001)); !errors.As(err, &over) {
+		t.Errorf("more than there is room for: %v", err)
+	}
+	if rentals, err := client.Rentals(t.Context()); err != nil || len(rentals) != 0 {
+		t.Errorf("%d rentals were opened for what does not fit: %v", len(rentals), err)
+	}
+	for range 2 { // it is set aside once
+		h, err := p.Reserve(t.Context(), "", s.URL, room())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := counted(t, p); got != route.Base(100_000) {
+			t.Errorf("%s count", got)
+		}
+		if err := h.Done(t.Context(), route.Nano{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := room(); got != route.Base(95_000) {
+			t.Errorf("room for %s", got)
+		}
+	}
+}
