@@ -5,9 +5,11 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/proxy"
 	"github.com/gpupay/gpupay/sdk/route"
 )
@@ -130,16 +132,69 @@ func TestBrokenStream(t *testing.T) {
 	}
 }
 
-// TestLimit: an answer that runs for longer than was reserved for is ended, said, and paid.
+// TestLimit: an answer that runs for longer than the budget pays for is ended, said with what is charged, and not asked for again at the
+// same limit.
 func TestLimit(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
-		say(w, "Hel")
+	hang := func(w http.ResponseWriter, r *http.Request) {
+		if streams(r) {
+			say(w, "Hel")
+		}
 		<-r.Context().Done()
-	})})
+	}
+	little := func(_ *proxy.Config, p *purse) { p.left = 1700 } // 1.7 s
+	d := newDesk(t, []*engine{newEngine(t, hang)}, little)
 	a := d.chat(`,"stream":true,"max_tokens":1`)
-	if a.err != nil || a.code() != "answer_broken" || !strings.Contains(a.text, "is charged") || d.purse.spent.IsZero() {
+	if a.err != nil || a.code() != "answer_broken" || !strings.Contains(a.text, "a max_tokens over 1 and out of a larger budget") || !strings.Contains(a.text, "$0.0017") || d.purse.spent.IsZero() {
 		t.Errorf("%q %v: %s", a.text, a.err, d.purse.spent)
+	}
+	d = newDesk(t, []*engine{newEngine(t, hang)}, little)
+	a = d.chat(`,"max_tokens":1`)
+	if a.StatusCode != http.StatusGatewayTimeout || a.code() != "time_used" || a.Header.Get("X-Should-Retry") != "false" || !strings.Contains(a.text, "$0.0017") || strings.Contains(a.text, "failed") {
+		t.Errorf("%d %v %s", a.StatusCode, a.Header, a.text)
+	}
+}
+
+// TestLimitGrows: clients are asked to send again what was cut where it may run for longer now.
+func TestLimitGrows(t *testing.T) {
+	t.Parallel()
+	var d *desk
+	d = newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		d.purse.mu.Lock()
+		d.purse.left = 1_000_000
+		d.purse.mu.Unlock()
+		<-r.Context().Done()
+	})}, func(_ *proxy.Config, p *purse) { p.left = 1700 })
+	a := d.chat(`,"max_tokens":1`)
+	if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("X-Should-Retry") != "true" || !strings.Contains(a.text, "$0.0017") {
+		t.Errorf("%d %v %s", a.StatusCode, a.Header, a.text)
+	}
+}
+
+// TestSlowAnswers: a healthy provider of 15 tokens a second answers whole.
+func TestSlowAnswers(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+		for range 60 {
+			say(w, " word")
+			time.Sleep(time.Second / 15)
+		}
+		_, _ = io.WriteString(w, last)
+	})})
+	if a := d.chat(`,"stream":true,"max_tokens":60`); a.code() != "" || !strings.Contains(a.text, "[DONE]") {
+		t.Errorf("%s", a.text)
+	}
+}
+
+// TestChargedIsSaid: an error says what was charged, or that nothing was.
+func TestChargedIsSaid(t *testing.T) {
+	t.Parallel()
+	for code, words := range map[int]string{404: "$0.0", 500: "Nothing is charged"} {
+		d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) { time.Sleep(20 * time.Millisecond); status(code)(w, r) })})
+		a := d.chat("")
+		if !strings.Contains(a.text, words) || d.purse.spent.IsZero() != (code == 500) || code == 404 && !strings.Contains(a.text, "$"+a.Header.Get("X-Gpupay-Cost")+" is charged") {
+			t.Errorf("%d, %s was paid: %s", code, d.purse.spent, a.text)
+		}
 	}
 }
 
@@ -236,5 +291,50 @@ func TestFailuresAreSaid(t *testing.T) {
 				t.Errorf("%d failures are said of %d reservations, want %d", d.purse.failed, d.purse.done, row.failed)
 			}
 		})
+	}
+}
+
+// TestRoom: a request that takes all that is left leaves what is set aside with it.
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, well)}, func(_ *proxy.Config, p *purse) { p.left, p.aside = 5000, 2000 })
+	if a := d.chat(`,"max_tokens":1`); a.StatusCode != http.StatusOK {
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
+}
+
+// TestAnotherWasFaster: a request that finds taken what was left when it was chosen for takes what is left now.
+func TestAnotherWasFaster(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, []*engine{newEngine(t, well)})
+	d.purse.before = func() { d.purse.before, d.purse.left = nil, 5000 }
+	if a := d.chat(`,"max_tokens":1`); a.StatusCode != http.StatusOK || a.Header.Get("X-Gpupay-Attempts") != "1" {
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
+	d.purse.before = func() { d.purse.left /= 2 }
+	d.purse.left = 16_000
+	if a := d.chat(`,"max_tokens":1`); a.StatusCode != http.StatusTooManyRequests || a.code() != "budget_reserved" {
+		t.Errorf("%d %s", a.StatusCode, a.text)
+	}
+}
+
+// TestEndsMeanwhile: clients are told to come again where what was set aside for a request that ended at that moment was all that was missing.
+func TestEndsMeanwhile(t *testing.T) {
+	t.Parallel()
+	goes, ended := make(chan struct{}), make(chan struct{})
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) { <-goes; well(w, r) })}, func(_ *proxy.Config, p *purse) { p.left = 5000 })
+	go func() { defer close(ended); d.chat(`,"max_tokens":1`) }()
+	rig.Eventually(t, "the first one", func() bool { return d.engines[0].running.Load() == 1 })
+	var looked atomic.Bool
+	d.purse.mu.Lock()
+	d.purse.asked = func() {
+		if !looked.Swap(true) { // by the second one: its answer has the first one look, too
+			close(goes)
+			<-ended
+		}
+	}
+	d.purse.mu.Unlock()
+	if a := d.chat(`,"max_tokens":1`); a.StatusCode != http.StatusTooManyRequests || a.code() != "budget_reserved" {
+		t.Errorf("%d %s", a.StatusCode, a.text)
 	}
 }

@@ -23,6 +23,9 @@ const doneTimeout = 10 * time.Second
 // for later requests, while this one goes elsewhere.
 const payTimeout = 30 * time.Second
 
+// mostLost is how often a request finds the budget taken by another one that was faster until it is told so.
+const mostLost = 3
+
 // call is one request of a caller, at however many providers.
 type call struct {
 	*Server
@@ -34,6 +37,7 @@ type call struct {
 
 	tried  []failure
 	ignore []string
+	lost   int           // times that another request took meanwhile what was left
 	begun  bool          // whether the caller has got something of an answer
 	out    *serve.Stream // of an answer that is a stream
 	cost   route.Nano    // of all attempts
@@ -45,6 +49,7 @@ type call struct {
 type failure struct {
 	endpoint, why string
 	throttled     bool
+	cut           *route.Choice // by our own limit; nil: it was not
 	after         time.Duration
 }
 
@@ -105,12 +110,12 @@ func (c *call) serve() {
 
 // choose picks an endpoint and reserves what it can cost there. Without an attempt and an error, the endpoint is to be left out.
 func (c *call) choose() (*attempt, *APIError) {
+	others := c.running.Load() > 0 // asked before what is left: that is then without what is set aside for them, though they end meanwhile
 	left, err := c.config.Pool.Left(c.key.Name)
 	if err != nil {
 		return nil, c.trouble("asking what is left of the budget", err)
 	}
-	request := c.q.request(c)
-	request.Budget = left
+	request := c.within(c.q.request(c), c.key.Name, left)
 	endpoints := c.refresh(c.q.models)
 	var none *route.NoneError
 	for _, step := range c.q.steps(endpoints) {
@@ -131,7 +136,13 @@ func (c *call) choose() (*attempt, *APIError) {
 	if len(c.tried) > 0 {
 		return nil, c.exhausted()
 	}
-	return nil, c.nobody(none, left)
+	return nil, c.nobody(none, others)
+}
+
+// within bounds a request by what is left to a local key.
+func (s *Server) within(r route.Request, key string, left route.Nano) route.Request {
+	r.Budget, r.Cap = left, func(endpoint string) route.Nano { return s.config.Pool.Room(key, endpoint, left) }
+	return r
 }
 
 func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
@@ -153,7 +164,10 @@ func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
 		if c.r.Context().Err() != nil {
 			return nil, failedAt("The request was given up.")
 		}
-		return nil, c.overBudget()
+		if c.lost++; c.lost < mostLost { // another one was faster: what is left now may do
+			return nil, nil
+		}
+		return nil, c.overBudget(true)
 	}
 	c.router.Done(c.clock(), choice, route.Result{Outcome: route.Failed})
 	c.debug("a provider could not be paid", choice.Endpoint.ID, err)
@@ -190,13 +204,14 @@ func (c *call) try(a *attempt) ending {
 	return c.relay(a, res)
 }
 
-// broken is how an attempt ended whose connection did: by the caller, by the limit, or by the provider, which costs nothing.
+// broken is how an attempt ended whose connection did: by the caller, by the limit, which is no failure of the provider, or by the provider,
+// which costs nothing.
 func (c *call) broken(a *attempt, why string) ending {
 	switch {
 	case c.r.Context().Err() != nil:
 		return ending{outcome: route.Aborted, charged: true, why: "the caller left"}
 	case a.limit.Err() != nil:
-		return ending{charged: true, why: "took longer than was reserved for"}
+		return ending{outcome: route.Cut, charged: true, why: "had not ended its answer after the " + a.choice.Limit.Round(time.Millisecond).String() + " that were reserved for it"}
 	}
 	return ending{why: why}
 }
@@ -207,6 +222,8 @@ func (c *call) settle(a *attempt, end ending) {
 	result := route.Result{Outcome: end.outcome, Total: took, OutTokens: a.out, RetryAfter: end.after}
 	if !a.first.IsZero() {
 		result.FirstToken = a.first.Sub(a.sent)
+	} else if end.outcome == route.Cut && c.q.stream {
+		result.FirstToken = took
 	}
 	c.router.Done(c.clock(), a.choice, result)
 	cost := route.Nano{}
@@ -234,7 +251,11 @@ func (c *call) settle(a *attempt, end ending) {
 
 // next leaves a provider out of what is tried from here on.
 func (c *call) next(a *attempt, end ending) {
-	c.tried = append(c.tried, failure{a.choice.Endpoint.ID, end.why, end.outcome == route.Throttled, end.after})
+	f := failure{endpoint: a.choice.Endpoint.ID, why: end.why, throttled: end.outcome == route.Throttled, after: end.after}
+	if end.outcome == route.Cut {
+		f.cut = a.choice
+	}
+	c.tried = append(c.tried, f)
 	c.ignore = append(c.ignore, a.choice.Endpoint.ID)
 }
 

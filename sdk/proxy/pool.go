@@ -20,6 +20,8 @@ type Pool interface {
 	Endpoints() []route.Endpoint
 	// Left is what may still be reserved today for a local key; empty: for all together.
 	Left(key string) (route.Nano, error)
+	// Room is what one request may cost at an endpoint where so much is left: the first one there may have more be set aside.
+	Room(key, endpoint string, left route.Nano) route.Nano
 	// Reserve takes what a request can cost at the most out of what is left, on disk before it returns. Its error is ErrBudget where that
 	// is more than is left; any other is the endpoint's, and leaves nothing reserved.
 	Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error)

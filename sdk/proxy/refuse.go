@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -20,8 +21,8 @@ func (c *call) fail(e *APIError) {
 	e.write(c.w)
 }
 
-// overBudget says that what is left of the day does not hold a request.
-func (c *call) overBudget() *APIError {
+// overBudget says that what is left of the day does not hold a request; others: some was set aside for other ones when that was found.
+func (c *call) overBudget(others bool) *APIError {
 	left, err := c.config.Pool.Left(c.key.Name)
 	if err != nil {
 		return c.trouble("asking what is left of the budget", err)
@@ -30,8 +31,8 @@ func (c *call) overBudget() *APIError {
 	if c.key.Name != "" {
 		whose, raise = "today's budget of the local key "+c.key.Name, "raise that key's budget"
 	}
-	if n := c.running.Load(); n > 0 {
-		return busy(time.Second, "budget_reserved", "Of %s $%s is left, and more is set aside for the %d requests that run now: this one finds room when they have ended.", whose, c.money(left), n)
+	if n := c.running.Load(); n > 0 || others {
+		return busy(time.Second, "budget_reserved", "Of %s $%s is left, and more is set aside for the %d requests that run now: this one finds room when they have ended.", whose, c.money(left), max(n, 1))
 	}
 	return overBudget("Of %s $%s is left, which this request could pass. Let its answer be shorter (max_tokens), %s, or wait until 00:00 UTC, when a new day's begins.", whose, c.money(left), raise)
 }
@@ -53,7 +54,7 @@ var rules = []struct {
 }
 
 // nobody says why no provider may take a request.
-func (c *call) nobody(none *route.NoneError, left route.Nano) *APIError {
+func (c *call) nobody(none *route.NoneError, others bool) *APIError {
 	if len(c.refresh(nil)) == 0 { // it has just begun, or the network is gone
 		return failedAt("No provider answers now: each of those on the list is asked for its price again and again. Send the request again in a moment.")
 	}
@@ -61,7 +62,7 @@ func (c *call) nobody(none *route.NoneError, left route.Nano) *APIError {
 		return notFound("model_not_found", "No provider serves the model %q now. GET /v1/models lists those that are served; --providers says where they are looked for.", redact.Line(strings.Join(c.q.models, ", ")))
 	}
 	if none.Out[route.RuleBudget]+none.Out[route.RuleCap] > 0 {
-		return c.overBudget()
+		return c.overBudget(others)
 	}
 	var why []string
 	for _, r := range rules {
@@ -90,9 +91,35 @@ func (c *call) exhausted() *APIError {
 	if !slices.ContainsFunc(c.tried, func(f failure) bool { return !f.throttled }) {
 		return busy(after, "providers_full", "Every provider that was asked is full: %s. Send the request again in a moment.", words)
 	}
-	charged := "Nothing is charged for it"
-	if !c.cost.IsZero() {
-		charged = fmt.Sprintf("$%s is charged for the time that this took", c.money(c.cost))
+	for _, f := range c.tried {
+		if f.cut == nil {
+			continue
+		}
+		if advice, again := c.afterCut(f.cut); !again {
+			return &APIError{Status: http.StatusGatewayTimeout, Type: "server_error", Code: "time_used", Message: fmt.Sprintf("No provider answered: %s. %s %s", words, c.charged(), advice)}
+		}
 	}
-	return failedAt("No provider answered: %s. %s. Send the request again, or add a provider.", words, charged)
+	return failedAt("No provider answered: %s. %s Send the request again, or add a provider.", words, c.charged())
+}
+
+// charged says what the request's attempts have cost.
+func (c *call) charged() string {
+	if c.cost.IsZero() {
+		return "Nothing is charged."
+	}
+	return "$" + c.money(c.cost) + " is charged for the time that this took."
+}
+
+// afterCut is what to do after our limit has cut a request, and whether the same one would be given more time now: else it would be cut, and
+// charged, again.
+func (c *call) afterCut(choice *route.Choice) (advice string, again bool) {
+	left, _ := c.config.Pool.Left(c.key.Name) // none, if it cannot be asked
+	request := c.within(c.q.request(c), c.key.Name, left)
+	request.Model, request.Only, request.Ignore = choice.Endpoint.Model, []string{choice.Endpoint.ID}, nil
+	for _, row := range c.router.Table(c.clock(), request) {
+		if row.Limit > choice.Limit+choice.Limit/4 {
+			return fmt.Sprintf("Send the request again: there it may run for %s now.", row.Limit.Round(time.Second)), true
+		}
+	}
+	return fmt.Sprintf("The same request would be given no more time: more is reserved for a max_tokens over %d and out of a larger budget. Or ask another provider (provider.ignore).", request.MaxTokens), false
 }

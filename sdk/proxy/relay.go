@@ -206,11 +206,11 @@ func (a *attempt) count(said []byte, now time.Time) {
 
 // breakOff tells a caller whose answer has begun that it will not end.
 func (c *call) breakOff(a *attempt, end ending) {
-	words := "Nothing is charged for it."
-	if end.charged {
-		words = fmt.Sprintf("$%s is charged for the time until then.", c.money(c.cost))
+	advice := "Send the request again for another one."
+	if end.outcome == route.Cut {
+		advice, _ = c.afterCut(a.choice)
 	}
-	e := failedAt("The answer is not whole: provider %s %s. %s Send the request again for another one.", redact.URL(a.choice.Endpoint.ID), end.why, words)
+	e := failedAt("The answer is not whole: provider %s %s. %s %s", redact.URL(a.choice.Endpoint.ID), end.why, c.charged(), advice)
 	e.Code = "answer_broken"
 	out := c.out
 	_, _ = out.Write(e.event(c.q.path))

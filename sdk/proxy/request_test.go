@@ -36,9 +36,15 @@ func TestEmbeddingsAreReservedByTheirInput(t *testing.T) {
 // the same.
 func TestACutIsPaidOnce(t *testing.T) {
 	t.Parallel()
-	hangs := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-	d := newDesk(t, []*engine{newEngine(t, hangs), newEngine(t, hangs)}, func(_ *proxy.Config, p *purse) {
-		p.left = 50_000 // what a slow answer may take is bounded by it
+	var d *desk
+	hangs := func(_ http.ResponseWriter, r *http.Request) {
+		d.purse.mu.Lock()
+		d.purse.left = 1_000_000_000 // so that the next one could be paid
+		d.purse.mu.Unlock()
+		<-r.Context().Done()
+	}
+	d = newDesk(t, []*engine{newEngine(t, hangs), newEngine(t, hangs)}, func(_ *proxy.Config, p *purse) {
+		p.left = 1700 // what the answer may take is bounded by it: 1.7 s
 	})
 	a := d.post("/v1/chat/completions", `{"model":"m","max_tokens":1,"messages":[]}`)
 	if n := d.engines[0].asked.Load() + d.engines[1].asked.Load(); a.StatusCode != http.StatusServiceUnavailable || n != 1 {

@@ -131,24 +131,36 @@ type purse struct {
 	done      int
 	failed    int
 	refuse    map[string]error
+	aside     uint64 // what Room keeps back
+	asked     func() // after Left has looked
+	before    func() // before Reserve looks
 }
 
 func (p *purse) Endpoints() []route.Endpoint { return p.endpoints }
 
 func (p *purse) Left(string) (route.Nano, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return route.Base(p.left), nil
+	left, asked := p.left, p.asked
+	p.mu.Unlock()
+	if asked != nil {
+		asked()
+	}
+	return route.Base(left), nil
 }
+
+func (p *purse) Room(_, _ string, left route.Nano) route.Nano { return left.Sub(route.Base(p.aside)) }
 
 func (p *purse) Reserve(_ context.Context, _, endpoint string, most route.Nano) (proxy.Hold, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.before != nil {
+		p.before()
+	}
 	if err := p.refuse[endpoint]; err != nil {
 		return nil, err
 	}
 	up := most.RoundUp()
-	if up.GtUint64(p.left) {
+	if up.GtUint64(p.left - p.aside) {
 		return nil, fmt.Errorf("%w: %d are left", proxy.ErrBudget, p.left)
 	}
 	p.left -= up.Uint64()
@@ -181,6 +193,9 @@ func (n *note) Done(_ context.Context, cost route.Nano) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.done++
+	if most := route.Base(n.most.Uint64()); cost.Cmp(most) > 0 { // as the pool does
+		cost = most
+	}
 	n.spent = n.spent.Add(cost)
 	up := cost.RoundUp()
 	n.left += n.most.Uint64() - up.Uint64()

@@ -89,7 +89,7 @@ func newStats(decimals uint8) *stats {
 	}
 }
 
-var outcomes = map[route.Outcome]string{route.Failed: "failed", route.Done: "done", route.Throttled: "full", route.Aborted: "aborted"}
+var outcomes = map[route.Outcome]string{route.Failed: "failed", route.Done: "done", route.Throttled: "full", route.Aborted: "aborted", route.Cut: "cut"}
 
 // attempt books one request to a provider.
 func (s *stats) attempt(a *attempt, end ending, took time.Duration, cost route.Nano, in int64) {

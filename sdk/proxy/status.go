@@ -75,7 +75,7 @@ func (s *Server) Status() (Status, error) {
 			continue
 		}
 		seen[e.Model] = true
-		for _, row := range s.router.Table(s.clock(), route.Request{Model: e.Model, Budget: left}) {
+		for _, row := range s.router.Table(s.clock(), s.within(route.Request{Model: e.Model}, "", left)) {
 			st.Providers = append(st.Providers, s.provider(row))
 		}
 	}
