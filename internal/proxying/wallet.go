@@ -81,7 +81,7 @@ func (p *Proxying) greet(ctx context.Context, o *opened, public net.Listener) {
 	case err != nil:
 		fmt.Fprintln(p.Out, "What is in the wallet is not known now.")
 	case has.IsZero():
-		fmt.Fprintf(p.Out, "The wallet is empty: send %s to %s. Send the token %s on chain %s and nothing else, and on no other chain: it could not be got back. Requests are answered some minutes after it is there.\n",
+		fmt.Fprintf(p.Out, "The wallet is empty: send %s to %s. Send the token %s on chain %s and nothing else, and on no other chain: it could not be got back. Requests are answered some seconds after it is there.\n",
 			token.Symbol, p.Key.Address(), token.Address, chain)
 	default:
 		fmt.Fprintf(p.Out, "In the wallet: $%s\n", units.Format(has, token.Decimals))

@@ -50,6 +50,9 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 		return nil, fmt.Errorf("endpoint %.200q: %w: it is no candidate", endpoint, ErrEndpoint)
 	}
 	t, ok := s.terms()
+	if short := s.wants(); !ok && short != nil {
+		return nil, fmt.Errorf("endpoint %.200q: %w: %w", endpoint, ErrEndpoint, short)
+	}
 	if !ok {
 		return nil, fmt.Errorf("endpoint %.200q: %w: no signed offer of it stands", endpoint, ErrEndpoint)
 	}

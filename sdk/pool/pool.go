@@ -66,6 +66,7 @@ type Pool struct {
 	closing    bool                  // nothing more is rented
 	stopped    bool                  // nothing more is begun
 	running    sync.WaitGroup
+	looked     time.Time // at the balance, for requests that found no endpoint
 }
 
 // Open opens the file and takes up the shared rentals of the client: those that run go on being paid, and those that were being closed
@@ -208,7 +209,7 @@ func (p *Pool) site(url string) *site {
 	url = base(url)
 	s := p.sites[url]
 	if s == nil {
-		s = &site{p: p, url: url}
+		s = &site{p: p, url: url, wake: make(chan struct{}, 1)}
 		p.sites[url] = s
 	}
 	return s
@@ -340,6 +341,7 @@ func (p *Pool) tend(ctx context.Context) {
 		for _, s := range p.all() {
 			s.tend(ctx)
 		}
+		p.funded(ctx, p.all(), fundedEvery) // others may be asked all the while, and no request finds these missing
 		if now := p.now(); budget.Day(now) != pruned {
 			if err := p.books.Prune(ctx, now.AddDate(0, 0, -7)); err != nil {
 				p.log.Warn("reservations of past days are not forgotten", "err", err)

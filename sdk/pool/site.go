@@ -39,7 +39,12 @@ type site struct {
 	failed  error         // why none was opened
 	fails   int           // in a row
 	pause   time.Duration
-	retry   time.Time // when one is opened again
+	retry   time.Time     // when one is opened again
+	short   *WalletError  // what is wanting for one; nil: nothing
+	silent  error         // why no offer stands
+	asked   time.Time     // when the offer was, last
+	next    time.Time     // when it is again
+	wake    chan struct{} // has it be asked now
 }
 
 // terms are what a signed offer says of requests.
@@ -73,9 +78,10 @@ func (s *site) watch(ctx context.Context) {
 			pause, wait = leastPause, max(leastPause, min(offerEvery, time.Until(t.until)/2))
 		}
 		s.mu.Lock()
-		s.offer = t
+		s.offer, s.silent, s.asked, s.next = t, err, time.Now(), time.Now().Add(wait)
 		s.mu.Unlock()
 		select {
+		case <-s.wake:
 		case <-ctx.Done():
 			s.mu.Lock()
 			s.offer = terms{}
@@ -109,12 +115,13 @@ func (s *site) terms() (terms, bool) {
 	if s.lease != nil {
 		return s.lease.terms, true
 	}
-	stands := s.offer.slots > 0 && s.p.client.Wallet().Now().Before(s.offer.until) && !time.Now().Before(s.retry)
+	stands := s.short == nil && s.offer.slots > 0 && s.p.client.Wallet().Now().Before(s.offer.until) && !time.Now().Before(s.retry)
 	return s.offer, stands
 }
 
 // acquire is the rental with one more reservation on it, opened if there is none.
 func (s *site) acquire(ctx context.Context) (*lease, error) {
+	tried := false
 	for {
 		s.mu.Lock()
 		if l := s.lease; l != nil {
@@ -125,6 +132,10 @@ func (s *site) acquire(ctx context.Context) (*lease, error) {
 				return nil, err
 			}
 			return l, nil
+		}
+		if tried && s.short != nil {
+			defer s.mu.Unlock()
+			return nil, fmt.Errorf("provider %s: %w", s.url, s.short)
 		}
 		opening := s.opening
 		if opening == nil {
@@ -141,6 +152,7 @@ func (s *site) acquire(ctx context.Context) (*lease, error) {
 			}
 		}
 		s.mu.Unlock()
+		tried = true
 		select {
 		case <-opening:
 		case <-ctx.Done():
@@ -167,6 +179,12 @@ func (s *site) open(ctx context.Context, over chan struct{}, id common.Hash) {
 	s.opening = nil
 	if err == nil {
 		err = s.run(rental)
+	}
+	s.short = nil
+	if errors.As(err, &s.short) { // no fault of the provider's: it is tried again as soon as the wallet holds enough
+		s.failed, s.retry = err, time.Now()
+		s.p.log.Warn("no rental was opened", "provider", s.url, "err", err)
+		return
 	}
 	if err != nil && ctx.Err() == nil {
 		s.pause = min(max(2*s.pause, leastPause), mostPause)
@@ -245,7 +263,8 @@ func (s *site) rent(ctx context.Context) (*renter.Rental, error) {
 	if options.TopUp == "" {
 		options.TopUp = units.Format(step, q.Decimals)
 	}
-	return s.p.client.Rent(ctx, s.url, options)
+	rental, err := s.p.client.Rent(ctx, s.url, options)
+	return rental, s.wantOf(ctx, options.Deposit, err)
 }
 
 // What the smallest deposit covers, and a top-up, in time of the provider's GPUs.

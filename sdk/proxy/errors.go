@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -124,6 +125,13 @@ func denied(status int, code, format string, args ...any) *APIError {
 // overBudget is 402, which clients do not send again.
 func overBudget(format string, args ...any) *APIError {
 	return &APIError{Status: http.StatusPaymentRequired, Type: "insufficient_quota", Code: "budget_used", Message: fmt.Sprintf(format, args...)}
+}
+
+// walletEmpty is 402, too: only who fills the wallet can help.
+func walletEmpty(short *pool.WalletError) *APIError {
+	words := short.Error()
+	return &APIError{Status: http.StatusPaymentRequired, Type: "insufficient_quota", Code: "wallet_empty",
+		Message: strings.ToUpper(words[:1]) + words[1:] + ", and send the request again."}
 }
 
 // busy is 429, which clients send again.

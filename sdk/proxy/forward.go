@@ -9,6 +9,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
+	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/route"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
@@ -38,6 +39,7 @@ type call struct {
 	tried  []failure
 	ignore []string
 	lost   int           // times that another request took meanwhile what was left
+	looked bool          // whether one that was missing was looked for again
 	begun  bool          // whether the caller has got something of an answer
 	out    *serve.Stream // of an answer that is a stream
 	cost   route.Nano    // of all attempts
@@ -51,6 +53,7 @@ type failure struct {
 	throttled     bool
 	cut           *route.Choice // by our own limit; nil: it was not
 	after         time.Duration
+	short         *pool.WalletError // nil: it did not fail for want of money
 }
 
 // attempt is one request to one provider.
@@ -136,7 +139,11 @@ func (c *call) choose() (*attempt, *APIError) {
 	if len(c.tried) > 0 {
 		return nil, c.exhausted()
 	}
-	return nil, c.nobody(none, others)
+	failed := c.nobody(none, others)
+	if failed == nil { // there is one again
+		return nil, nil
+	}
+	return nil, failed
 }
 
 // within bounds a request by what is left to a local key.
@@ -169,10 +176,14 @@ func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
 		}
 		return nil, c.overBudget(true)
 	}
-	c.router.Done(c.clock(), choice, route.Result{Outcome: route.Failed})
 	c.debug("a provider could not be paid", choice.Endpoint.ID, err)
-	a := &attempt{choice: choice}
-	c.next(a, ending{why: "could not be paid"})
+	a, end, short := &attempt{choice: choice}, ending{why: "could not be paid"}, (*pool.WalletError)(nil)
+	if errors.As(err, &short) { // no fault of the provider's
+		end = ending{outcome: route.Aborted, why: "wants more than is in the wallet"}
+	}
+	c.router.Done(c.clock(), choice, route.Result{Outcome: end.outcome})
+	c.next(a, end)
+	c.tried[len(c.tried)-1].short = short
 	return nil, nil
 }
 

@@ -25,6 +25,8 @@ type Pool interface {
 	// Reserve takes what a request can cost at the most out of what is left, on disk before it returns. Its error is ErrBudget where that
 	// is more than is left; any other is the endpoint's, and leaves nothing reserved.
 	Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error)
+	// Missing says of each provider of some models that is not among Endpoints why, and has it be tried again soon.
+	Missing(ctx context.Context, models []string) []pool.Missing
 }
 
 // Hold is a reservation for one request.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -8,7 +9,9 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/route"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // fail answers with an error.
@@ -53,13 +56,10 @@ var rules = []struct {
 	{route.RuleBudget, "over what is left of the budget"},
 }
 
-// nobody says why no provider may take a request.
+// nobody says why no provider may take a request; nil: one that was missing is there again.
 func (c *call) nobody(none *route.NoneError, others bool) *APIError {
-	if len(c.refresh(nil)) == 0 { // it has just begun, or the network is gone
-		return failedAt("No provider answers now: each of those on the list is asked for its price again and again. Send the request again in a moment.")
-	}
-	if none.Out[route.RuleModel] > 0 || len(none.Out) == 0 {
-		return notFound("model_not_found", "No provider serves the model %q now. GET /v1/models lists those that are served; --providers says where they are looked for.", redact.Line(strings.Join(c.q.models, ", ")))
+	if len(c.refresh(nil)) == 0 || none.Out[route.RuleModel] > 0 || len(none.Out) == 0 {
+		return c.unserved()
 	}
 	if none.Out[route.RuleBudget]+none.Out[route.RuleCap] > 0 {
 		return c.overBudget(others)
@@ -77,6 +77,58 @@ func (c *call) nobody(none *route.NoneError, others bool) *APIError {
 	return notFound("no_provider_fits", "%s Loosen the options, or add a provider.", words)
 }
 
+// unserved says why no provider serves a model now; nil: one does, again.
+func (c *call) unserved() *APIError {
+	missing := c.config.Pool.Missing(c.r.Context(), c.q.models)
+	known := c.config.Pool.Endpoints()
+	if !c.looked && slices.ContainsFunc(known, func(e route.Endpoint) bool { return slices.Contains(c.q.models, e.Model) }) {
+		c.looked = true
+		return nil
+	}
+	name := redact.Line(strings.Join(c.q.models, ", "))
+	var why []string
+	var short *pool.WalletError
+	dear := 0
+	for _, m := range missing {
+		var s *pool.WalletError
+		switch words := "did not answer"; {
+		case errors.As(m.Err, &s):
+			if short == nil || s.Needs.Lt(&short.Needs) {
+				short = s
+			}
+		case errors.Is(m.Err, wallet.ErrPrice):
+			dear++
+		default:
+			again := "now"
+			if wait := time.Until(m.Again); !m.Again.IsZero() && wait > 0 {
+				again = "in " + wait.Round(time.Second).String()
+			}
+			if m.Err == nil {
+				words = "has not said its price yet"
+			}
+			why = append(why, fmt.Sprintf("%s %s, and is asked again %s", redact.URL(m.URL), words, again))
+		}
+	}
+	switch {
+	case short != nil:
+		return walletEmpty(short)
+	case len(why) > 0:
+		more := ""
+		if n := len(why) - mostNamed; n > 0 {
+			why, more = why[:mostNamed], fmt.Sprintf("; and %d more", n)
+		}
+		return failedAt("No provider of the model %q can be asked now: %s%s. Send the request again in a moment.", name, strings.Join(why, "; "), more)
+	case dear > 0:
+		return notFound("no_provider_fits", "Every provider of the model %q costs more than --max-price allows. Start the proxy with a higher one, or add a provider.", name)
+	case len(known) == 0: // the list is empty, or the network is gone
+		return failedAt("No provider answers now: each of those on the list is asked for its price again and again. Send the request again in a moment.")
+	}
+	return notFound("model_not_found", "No provider serves the model %q now. GET /v1/models lists those that are served; --providers says where they are looked for.", name)
+}
+
+// mostNamed is how many providers an error names.
+const mostNamed = 3
+
 // exhausted says that every provider that was tried has failed, or is full.
 func (c *call) exhausted() *APIError {
 	var all []string
@@ -88,6 +140,9 @@ func (c *call) exhausted() *APIError {
 		}
 	}
 	words := strings.Join(all, "; ")
+	if last := c.tried[len(c.tried)-1].short; last != nil && !slices.ContainsFunc(c.tried, func(f failure) bool { return f.short == nil }) {
+		return walletEmpty(last)
+	}
 	if !slices.ContainsFunc(c.tried, func(f failure) bool { return !f.throttled }) {
 		return busy(after, "providers_full", "Every provider that was asked is full: %s. Send the request again in a moment.", words)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/proxy"
 	"github.com/gpupay/gpupay/sdk/route"
 )
@@ -134,9 +135,12 @@ type purse struct {
 	aside     uint64 // what Room keeps back
 	asked     func() // after Left has looked
 	before    func() // before Reserve looks
+	missing   []pool.Missing
 }
 
 func (p *purse) Endpoints() []route.Endpoint { return p.endpoints }
+
+func (p *purse) Missing(context.Context, []string) []pool.Missing { return p.missing }
 
 func (p *purse) Left(string) (route.Nano, error) {
 	p.mu.Lock()
