@@ -23,11 +23,9 @@ var proxyFields = cli.Fields{"RPC": "rpc", "Token": "token", "Escrow": "escrow",
 // local is the OpenAI endpoint of this machine, which pays for itself.
 type local struct {
 	flags, add, remove, list, top *cli.Flags
-	listen, admin                 string
+	listen, admin, dir, budget    string // the budget is a key's
 	once, back                    bool
-	budget                        string   // of a key
 	models                        []string // of a key
-	dir                           string
 	proxying.Proxying
 }
 
@@ -63,12 +61,12 @@ func newProxy(app *cli.App) *local {
 	f.Bool(&l.back, "return", "get back into the wallet what providers hold")
 	l.add.Text(&l.budget, "budget", "", "most that this key spends in a UTC day, in dollars, such as 5/day; what all have together if empty")
 	l.add.List(&l.models, "models", "`MODEL,..`: that it may ask for; all if empty")
-	for _, f := range []*cli.Flags{l.add, l.remove} {
-		f.Args("NAME")
-	}
+	l.add.Args("NAME")
+	l.remove.Args("NAME")
 	for _, f := range []*cli.Flags{l.add, l.remove, l.list} {
 		l.dirOf(f)
 	}
+	l.add.Path(&l.Providers, "providers", "", "with --models: `file or URL` with the proxy's list of providers, to be told which models nobody in it serves")
 	l.top.Text(&l.admin, "admin", proxyAdmin, "`address` that the proxy was given by --admin")
 	l.top.Bool(&l.once, "once", "show it once")
 	return l
@@ -76,6 +74,7 @@ func newProxy(app *cli.App) *local {
 
 func (l *local) dirOf(f *cli.Flags) {
 	f.Group("Files")
+	f.Table("proxy") // keys are made where the proxy looks for them
 	f.Path(&l.dir, "dir", "", "`folder` of the wallet, the keys, the databases and the logs; gpupay/proxy in your configuration's folder if empty")
 }
 
@@ -95,11 +94,12 @@ func (l *local) command(app *cli.App) *urfave.Command {
 	}, app.Flags("key", "proxy key").Command("who on this machine, or in your team, may ask", "", func(context.Context, []string) error {
 		return cli.Usage(errors.New("proxy key: say add, remove or list (--help says more)"))
 	},
-		l.add.Command("make a key, and print it this once", "", l.onKeys(func(k *proxy.Keys, name string) error {
-			return proxying.AddKey(os.Stdout, k, name, l.budget, l.models)
+		l.add.Command("make a key, and print it this once", "", l.onKeys(func(ctx context.Context, k *proxy.Keys, name string) error {
+			proxying.SayUnserved(ctx, os.Stderr, l.Providers, l.models)
+			return proxying.AddKey(os.Stdout, os.Stderr, k, name, l.budget, l.models)
 		})),
-		l.remove.Command("take a key away, from its next request on", "", l.onKeys(func(k *proxy.Keys, name string) error { return k.Remove(name) })),
-		l.list.Command("list the keys", "", l.onKeys(func(k *proxy.Keys, _ string) error { return proxying.List(os.Stdout, k) }))),
+		l.remove.Command("take a key away, from its next request on", "", l.onKeys(func(_ context.Context, k *proxy.Keys, name string) error { return k.Remove(name) })),
+		l.list.Command("list the keys", "", l.onKeys(func(_ context.Context, k *proxy.Keys, _ string) error { return proxying.List(os.Stdout, k) }))),
 		l.top.Command("show what each provider costs and how it does", "", func(ctx context.Context, _ []string) error {
 			return proxying.Top(ctx, os.Stdout, l.admin, l.once)
 		}))
@@ -135,8 +135,8 @@ func (l *local) folder() error {
 }
 
 // onKeys does something with the file of keys, for a key that the command names, if it names one.
-func (l *local) onKeys(do func(k *proxy.Keys, name string) error) func(context.Context, []string) error {
-	return func(_ context.Context, args []string) error {
+func (l *local) onKeys(do func(ctx context.Context, k *proxy.Keys, name string) error) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
 		if err := l.folder(); err != nil {
 			return err
 		}
@@ -144,6 +144,6 @@ func (l *local) onKeys(do func(k *proxy.Keys, name string) error) func(context.C
 		if err != nil {
 			return err
 		}
-		return do(keys, strings.Join(args, " "))
+		return do(ctx, keys, strings.Join(args, " "))
 	}
 }

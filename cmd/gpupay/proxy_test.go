@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -40,5 +42,21 @@ func TestProxyKeys(t *testing.T) {
 		if err := run(t.Context(), strings.Fields(args)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", args, err)
 		}
+	}
+}
+
+// TestProxyKeysOfTheFile: the proxy's table of the configuration file says where its keys are to those who make them, too.
+func TestProxyKeysOfTheFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "proxy")
+	file := filepath.Join(t.TempDir(), "gpupay.toml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "[proxy]\ndir = %q\nproviders = %q\n", dir, filepath.Join(dir, "none")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t.Context(), strings.Fields("--config "+file+" proxy key add ci --models a")); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := proxying.Keys(dir)
+	if err != nil || !keys.Needed() {
+		t.Errorf("the key is not in %s: %v", dir, err)
 	}
 }

@@ -2,12 +2,16 @@ package proxying
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
+	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/proxy"
 	"github.com/gpupay/gpupay/sdk/units"
 )
@@ -20,17 +24,39 @@ func Keys(dir string) (*proxy.Keys, error) {
 	return proxy.OpenKeys(KeysFile(dir), nil)
 }
 
-// AddKey makes a key, and prints its secret.
-func AddKey(out io.Writer, keys *proxy.Keys, name, budget string, models []string) error {
+// AddKey makes a key, and prints its secret; what else its owner has to know, and no script, goes into notes.
+func AddKey(out, notes io.Writer, keys *proxy.Keys, name, budget string, models []string) error {
 	budget = strings.TrimSuffix(budget, "/day")
 	if _, err := units.Parse(cmp.Or(budget, "0"), 6); err != nil {
 		return fmt.Errorf("--budget %.40q is not an amount of dollars a day, such as 5/day", budget)
 	}
+	first := !keys.Needed()
 	secret, err := keys.Add(name, budget, models)
-	if err == nil {
-		fmt.Fprintln(out, secret)
+	if err != nil {
+		return err
 	}
-	return err
+	fmt.Fprintln(out, secret)
+	if first {
+		fmt.Fprintln(notes, "From now on every program that asks this proxy needs a key, also one that needed none until now: give each its own as OPENAI_API_KEY.")
+	}
+	return nil
+}
+
+// SayUnserved says which models nobody in the list of providers serves: a key for them alone is refused everything else, and they are not found.
+func SayUnserved(ctx context.Context, notes io.Writer, providers string, models []string) {
+	if providers == "" || len(models) == 0 {
+		return
+	}
+	list, err := source(providers).Candidates(ctx)
+	if err != nil {
+		fmt.Fprintf(notes, "--providers: whether anybody serves these models is not known: %v\n", err)
+		return
+	}
+	for _, model := range models {
+		if !slices.ContainsFunc(list, func(c pool.Candidate) bool { return c.Model == model }) {
+			fmt.Fprintf(notes, "--models: no provider in %s serves %q now: its name there is as the list has it\n", redact.Database(providers), model)
+		}
+	}
 }
 
 // List prints the keys, without their secrets, which nobody has.

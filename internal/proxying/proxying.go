@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 
 	"github.com/gpupay/gpupay/channel"
@@ -64,8 +65,19 @@ func (p *Proxying) Run(ctx context.Context, public, admin net.Listener) error {
 		return errors.Join(p.plain(err), public.Close(), closed(admin))
 	}
 	p.greet(ctx, o, public)
-	err = service.Serve(ctx, service.Service{Handler: o.server, Metrics: o.server.Metrics(), Health: o.server.StatusHandler(), Run: func(ctx context.Context) error { return p.follow(ctx, o) }}, public, admin)
+	err = service.Serve(ctx, service.Service{
+		Handler: o.server, Metrics: o.server.Metrics(), Health: o.server.StatusHandler(),
+		Run: func(ctx context.Context) error { return p.follow(ctx, o) }, Stop: func(context.Context) error { return p.sayStopping(o) },
+	}, public, admin)
 	return p.plain(errors.Join(err, o.close()))
+}
+
+// sayStopping says what is waited for, so that nobody takes it for a program that hangs.
+func (p *Proxying) sayStopping(o *opened) error {
+	if s, err := o.server.Status(); err == nil && s.Running > 0 {
+		fmt.Fprintf(p.Out, "stopping: %d answer(s) are still being sent, for %s at most; interrupt again to cut them off\n", s.Running, service.StopTimeout)
+	}
+	return nil
 }
 
 func closed(l net.Listener) error {
@@ -75,17 +87,41 @@ func closed(l net.Listener) error {
 	return l.Close()
 }
 
-// Return closes what is held at providers and waits until it is back in the wallet.
+// Return closes what is held at providers and waits until it is back in the wallet, or until the context ends: the next start goes on then.
 func (p *Proxying) Return(ctx context.Context) error {
 	o, err := p.open(ctx)
 	if err != nil {
 		return p.plain(err)
 	}
+	p.sayHeld(ctx, o)
 	if err := o.pool.Close(ctx); err != nil {
+		if ctx.Err() != nil {
+			return errors.Join(errStopped, o.close())
+		}
 		return p.plain(errors.Join(err, o.close()))
 	}
 	fmt.Fprintln(p.Out, "What providers held is back in the wallet.")
 	return p.plain(o.close())
+}
+
+var errStopped = errors.New("stopped before all was back in the wallet: nothing is lost, and it goes on when gpupay proxy is started again, with or without --return")
+
+// sayHeld says how much is on its way back, from whom, and for how long that may take.
+func (p *Proxying) sayHeld(ctx context.Context, o *opened) {
+	m, err := o.pool.Money(ctx)
+	if err != nil {
+		fmt.Fprintln(p.Out, "How much providers hold is not known now.")
+		return
+	}
+	for _, c := range m.Channels {
+		if !c.Refundable.IsZero() {
+			fmt.Fprintf(p.Out, "$%s comes back from %s: in moments with its help, and without it until about %s.\n",
+				units.Format(c.Refundable, o.client.Token().Decimals), redact.URL(c.URL), c.From.UTC().Format("2006-01-02 15:04 UTC"))
+		}
+	}
+	if !m.Refundable.IsZero() {
+		fmt.Fprintln(p.Out, "Keep this running until then. If you interrupt it, it goes on when gpupay proxy is started again.")
+	}
 }
 
 // open opens all that pays and serves.
@@ -102,6 +138,9 @@ func (p *Proxying) open(ctx context.Context) (_ *opened, failed error) {
 	list, err := p.begin(ctx, o)
 	if err != nil {
 		return nil, err
+	}
+	if p.Client.Token == (common.Address{}) {
+		return nil, errors.New("--token is empty: it names the dollars to pay in (on a chain that devchain runs: `. ./devchain.env` says it)")
 	}
 	money, requests, err := p.logs(o)
 	if err != nil {
@@ -135,15 +174,20 @@ func (p *Proxying) begin(ctx context.Context, o *opened) ([]pool.Candidate, erro
 	if p.Providers == "" { // to get money back none is needed
 		return nil, nil
 	}
-	o.source = pool.File(p.Providers)
-	if strings.HasPrefix(p.Providers, "https://") || strings.HasPrefix(p.Providers, "http://") {
-		o.source = pool.URL{Address: p.Providers}
-	}
+	o.source = source(p.Providers)
 	list, err := o.source.Candidates(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("--providers: %w", err)
 	}
 	return list, nil
+}
+
+// source is where a list of providers is, by the name of a file or a URL.
+func source(name string) pool.Source {
+	if strings.HasPrefix(name, "https://") || strings.HasPrefix(name, "http://") {
+		return pool.URL{Address: name}
+	}
+	return pool.File(name)
 }
 
 // daily is the budget in dollars.

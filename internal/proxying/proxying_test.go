@@ -14,8 +14,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ethereum/go-ethereum/common"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/chaintest"
@@ -54,6 +57,8 @@ type house struct {
 	list   string // file of providers
 	screen screen
 	site   *httptest.Server
+	hold   chan struct{} // an answer is held between two receives; nil: none is
+	gone   atomic.Bool   // nobody answers for the provider
 }
 
 const canary = "canary-7f3a"
@@ -65,7 +70,16 @@ func newHouse(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = local.Close() })
+	h := &house{T: t, chain: local, dir: filepath.Join(t.TempDir(), "proxy")}
 	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost && h.hold != nil {
+			for range 2 {
+				select {
+				case h.hold <- struct{}{}:
+				case <-time.After(time.Minute):
+				}
+			}
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"choices":[{"message":{"content":"`+canary+`"},"finish_reason":"stop"}]}`)
 	}))
@@ -82,7 +96,12 @@ func newHouse(t *testing.T) *house {
 	ctx, stop := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- server.Run(ctx) }()
-	h := &house{T: t, chain: local, dir: filepath.Join(t.TempDir(), "proxy"), site: httptest.NewServer(server)}
+	h.site = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h.gone.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		server.ServeHTTP(w, r)
+	}))
 	t.Cleanup(func() { stop(); <-ran; _ = server.Close(); h.site.CloseClientConnections(); h.site.Close() })
 	h.list = filepath.Join(t.TempDir(), "providers.json")
 	if err := os.WriteFile(h.list, fmt.Appendf(nil, `[{"url":%q,"model":"m","region":"eu"}]`, h.site.URL), 0o600); err != nil {
@@ -112,7 +131,18 @@ func (h *house) serve(p *proxying.Proxying) (url, admin string, stop func() erro
 	ctx, cancel := context.WithCancel(h.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- p.Run(ctx, listeners[0], listeners[1]) }()
-	return "http://" + listeners[0].Addr().String(), listeners[1].Addr().String(), func() error { cancel(); return <-ran }
+	return "http://" + listeners[0].Addr().String(), listeners[1].Addr().String(), func() error { cancel(); return within(h.T, ran) }
+}
+
+// within is what comes out of a channel, which is not waited for forever.
+func within[T any](t *testing.T, from <-chan T) (got T) {
+	t.Helper()
+	select {
+	case got = <-from:
+	case <-time.After(2 * time.Minute):
+		t.Error("what was waited for does not come")
+	}
+	return got
 }
 
 // chat asks until a provider is known.
@@ -152,13 +182,13 @@ func TestFirstRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	var ci, poor bytes.Buffer
-	if err := proxying.AddKey(&ci, keys, "ci", "0.50/day", nil); err != nil {
+	if err := proxying.AddKey(&ci, io.Discard, keys, "ci", "0.50/day", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := proxying.AddKey(&poor, keys, "poor", "0.000001/day", nil); err != nil {
+	if err := proxying.AddKey(&poor, io.Discard, keys, "poor", "0.000001/day", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := proxying.AddKey(&poor, keys, "wrong", "a lot", nil); err == nil {
+	if err := proxying.AddKey(&poor, io.Discard, keys, "wrong", "a lot", nil); err == nil {
 		t.Error("a budget of a lot was taken")
 	}
 	var errors strings.Builder
@@ -234,7 +264,7 @@ func TestWhatCannotBeginIsSaid(t *testing.T) {
 	closed := httptest.NewServer(nil)
 	closed.Close()
 	p := &proxying.Proxying{Dir: dir, Budget: "1/day", Providers: filepath.Join(dir, "none.json"), Out: io.Discard,
-		Client: renter.Config{RPC: closed.URL, Caps: wallet.Caps{PricePerGPUHour: "5"}}}
+		Client: renter.Config{RPC: closed.URL, Token: common.Address{1}, Caps: wallet.Caps{PricePerGPUHour: "5"}}}
 	l, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
 		t.Fatal(err)
@@ -252,6 +282,112 @@ func TestWhatCannotBeginIsSaid(t *testing.T) {
 		if err == nil || proxying.Hidden.MatchString(err.Error()) {
 			t.Errorf("%s: %v", budget, err)
 		}
+	}
+	p.Budget, p.Client.Token, p.Providers = "1/day", common.Address{}, ""
+	if err := p.Return(t.Context()); err == nil || !strings.Contains(err.Error(), "--token is empty") {
+		t.Errorf("without a token: %v", err)
+	}
+	if made, _ := filepath.Glob(filepath.Join(dir, "wallet*")); len(made) > 0 {
+		t.Errorf("made: %q", made)
+	}
+}
+
+// TestFirstKeyIsAnnounced: that programs without one are refused from then on, and which models nobody serves, is said beside the secret,
+// which stands alone where scripts read it.
+func TestFirstKeyIsAnnounced(t *testing.T) {
+	t.Parallel()
+	keys, err := proxying.Keys(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, false} {
+		var out, notes strings.Builder
+		if err := proxying.AddKey(&out, &notes, keys, fmt.Sprint("k", i), "", nil); err != nil || strings.Contains(notes.String(), "every program") != want || strings.Count(out.String(), "\n") != 1 {
+			t.Errorf("%q, %q: %v", out.String(), notes.String(), err)
+		}
+	}
+	list := filepath.Join(t.TempDir(), "providers.json")
+	if err := os.WriteFile(list, []byte(`[{"url":"http://127.0.0.1:1","model":"m"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var notes strings.Builder
+	if proxying.SayUnserved(t.Context(), &notes, list, []string{"m", "typo"}); strings.Count(notes.String(), "\n") != 1 || !strings.Contains(notes.String(), `serves "typo"`) {
+		t.Error(notes.String())
+	}
+}
+
+// TestTopShowsWhatWasMeasured: nothing is made up for a provider that nobody asked.
+func TestTopShowsWhatWasMeasured(t *testing.T) {
+	t.Parallel()
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"budget_left":"1","providers":[
+			{"provider":"http://new","model":"m","price_per_hour":1,"price_per_slot_hour":1,"success":0.9,"state":"asked","spent":"0"},
+			{"provider":"http://full","model":"m","price_per_hour":1,"price_per_slot_hour":1,"success":0.9,"state":"resting","requests":2,"full":2,"spent":"0"},
+			{"provider":"http://old","model":"m","price_per_hour":1,"price_per_slot_hour":1,"success":0.98,"first_token_seconds":0.2,"tokens_per_second":40,"state":"asked","requests":9,"spent":"0.1"}]}`)
+	}))
+	t.Cleanup(admin.Close)
+	var out strings.Builder
+	if err := proxying.Top(t.Context(), &out, strings.TrimPrefix(admin.URL, "http://"), true); err != nil {
+		t.Fatal(err)
+	}
+	shown := strings.Join(strings.Fields(out.String()), " ")
+	for _, row := range []string{"http://new m - 1.00 1.0000 - - - - 0 0 0 $0 -", "http://full m - 1.00 1.0000 - - - - 2 0 2 $0 resting", "http://old m - 1.00 1.0000 - 0.20 s 40 98 % 9 0 0 $0.1 asked"} {
+		if !strings.Contains(shown, row) {
+			t.Errorf("%q is not shown: %s", row, out.String())
+		}
+	}
+}
+
+// TestReturnSaysWhatItWaitsFor: of a provider that is gone it says how much comes back, from whom and until when, and an interrupt says that
+// nothing is lost.
+func TestReturnSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	url, _, stop := h.serve(h.proxying())
+	if status, text := h.chat(url, "none"); status != http.StatusOK {
+		t.Fatalf("%d %s", status, text)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	h.gone.Store(true)
+	h.site.CloseClientConnections()
+	ctx, interrupt := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- h.proxying().Return(ctx) }()
+	for end := time.Now().Add(time.Minute); !strings.Contains(h.screen.text(), "Keep this running") && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	}
+	interrupt()
+	if err := within(t, ended); err == nil || !strings.Contains(err.Error(), "goes on when gpupay proxy is started again") || proxying.Hidden.MatchString(err.Error()) {
+		t.Errorf("interrupted: %v", err)
+	}
+	if text := h.screen.text(); !strings.Contains(text, " comes back from "+h.site.URL+": in moments with its help, and without it until about 2") {
+		t.Error(text)
+	}
+}
+
+// TestStoppingSaysWhatItWaitsFor: who interrupts a proxy that still sends an answer is told so at once.
+func TestStoppingSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.hold = make(chan struct{})
+	url, _, stop := h.serve(h.proxying())
+	answered := make(chan int, 1)
+	go func() { status, _ := h.chat(url, "none"); answered <- status }()
+	within(t, h.hold) // it is being answered
+	ended := make(chan error, 1)
+	go func() { ended <- stop() }()
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(h.screen.text(), "stopping: 1 answer(s) are still being sent") && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	}
+	if !strings.Contains(h.screen.text(), "stopping: 1 answer(s) are still being sent, for 1m0s at most; interrupt again") {
+		t.Error(h.screen.text())
+	}
+	within(t, h.hold)
+	if status := within(t, answered); status != http.StatusOK {
+		t.Errorf("the answer is %d", status)
+	}
+	if err := within(t, ended); err != nil {
+		t.Error(err)
 	}
 }
 

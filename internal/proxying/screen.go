@@ -83,15 +83,23 @@ func table(out io.Writer, s proxy.Status) {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(t, "provider\tmodel\tregion\t$/hour\t$/hour a request\t$/M tokens\tfirst token\ttokens/s\tsuccess\trequests\tfailed\tfull\tspent\tstate\t\n")
 	for _, p := range s.Providers {
-		measured, first, rate := "-", "-", "-"
+		measured, first, rate, success, state := "-", "-", "-", "-", p.State
 		if p.PerMillion > 0 {
 			measured = fmt.Sprintf("%.3f", p.PerMillion)
 		}
-		if p.TokensSecond > 0 {
-			first, rate = fmt.Sprintf("%.2f s", p.FirstToken), fmt.Sprintf("%.0f", p.TokensSecond)
+		if p.FirstToken > 0 {
+			first = fmt.Sprintf("%.2f s", p.FirstToken)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%.4f\t%s\t%s\t%s\t%.0f %%\t%d\t%d\t%d\t$%s\t%s\t\n", p.Provider, p.Model, cmp.Or(p.Region, "-"), p.PerHour, p.PerSlotHour, measured, first, rate,
-			100*p.Success, p.Requests, p.Failures, p.Full, p.Spent, p.State)
+		if p.TokensSecond > 0 {
+			rate = fmt.Sprintf("%.0f", p.TokensSecond)
+		}
+		if p.Requests > p.Full {
+			success = fmt.Sprintf("%.0f %%", 100*p.Success)
+		} else if p.Requests == 0 && state == "asked" {
+			state = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%.4f\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t$%s\t%s\t\n", p.Provider, p.Model, cmp.Or(p.Region, "-"), p.PerHour, p.PerSlotHour, measured, first, rate,
+			success, p.Requests, p.Failures, p.Full, p.Spent, state)
 	}
 	_ = t.Flush()
 	if len(s.Providers) == 0 {

@@ -1,13 +1,16 @@
 package pool
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"time"
 
@@ -88,7 +91,7 @@ func parse(name string, from io.Reader) (list []Candidate, err error) {
 		err = fmt.Errorf("it has more than %d bytes", maxList)
 	}
 	if err == nil {
-		err = exactjson.Unmarshal(text, &list)
+		list, err = read(text)
 	}
 	if err == nil {
 		err = check(list)
@@ -97,6 +100,39 @@ func parse(name string, from io.Reader) (list []Candidate, err error) {
 		return nil, fmt.Errorf("list of candidates %s: %w", name, err)
 	}
 	return list, nil
+}
+
+// read reads each entry by itself, so that what is wrong with one says which.
+func read(text []byte) ([]Candidate, error) {
+	var entries []json.RawMessage
+	if !json.Valid(text) {
+		return nil, errors.New(`it is no JSON, and should be an array: [{"url": "https://gpu.example.org", "model": "NAME"}]`)
+	}
+	if err := json.Unmarshal(text, &entries); err != nil || entries == nil {
+		return nil, errors.New(`it is no JSON array: put its entries into brackets, as in [{"url": "https://gpu.example.org", "model": "NAME"}]`)
+	}
+	list := make([]Candidate, len(entries))
+	for i, entry := range entries {
+		var wrong *json.UnmarshalTypeError
+		switch err := exactjson.Unmarshal(entry, &list[i]); {
+		case errors.As(err, &wrong):
+			return nil, fmt.Errorf("candidate %d: %q is a %s, and has to be a %s", i+1, cmp.Or(wrong.Field, "the entry"), wrong.Value, kindOf(wrong.Type))
+		case err != nil:
+			return nil, fmt.Errorf("candidate %d: %w", i+1, err)
+		}
+	}
+	return list, nil
+}
+
+// kindOf is what JSON calls a type.
+func kindOf(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Slice:
+		return "list"
+	case reflect.Struct:
+		return `object such as {"url": .., "model": ..}`
+	}
+	return t.String()
 }
 
 // check refuses a list that cannot be meant.
@@ -109,8 +145,13 @@ func check(list []Candidate) error {
 	for i, c := range list {
 		n := name{base(c.URL), c.Model, c.Revision, c.Quantization}
 		u, err := url.Parse(c.URL)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || len(c.URL) > 512 || c.Model == "" {
-			return fmt.Errorf("candidate %d: it needs a model, and a provider's URL such as https://host/path of at most 512 bytes, without a password or a query", i+1)
+		switch {
+		case c.URL == "":
+			return fmt.Errorf(`candidate %d has no "url"`, i+1)
+		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || len(c.URL) > 512:
+			return fmt.Errorf(`candidate %d: "url" is no provider's, such as https://host/path of at most 512 bytes, without a password or a query`, i+1)
+		case c.Model == "":
+			return fmt.Errorf(`candidate %d, %.100q, has no "model"`, i+1, redact.URL(c.URL))
 		}
 		if seen[n] {
 			return fmt.Errorf("candidate %d: %.100q serves %.100q twice", i+1, redact.URL(c.URL), c.Model)

@@ -89,8 +89,10 @@ func (s *Server) provider(row route.Row) ProviderStatus {
 		Provider: redact.URL(e.ID), Model: e.Model, Region: e.Region, PerSlotHour: slot, PerHour: slot * float64(max(e.MaxInFlight, 1)), PerMillion: s.stats.perMillion(e),
 		Success: row.Estimate.Success, State: breakers[row.Breaker], Running: row.InFlight, Requests: m.Requests, Failures: m.Failures, Full: m.Full, Spent: s.money(m.Cost),
 	}
-	if row.Estimate.Samples > 0 {
+	if m.First > 0 { // what is expected of others is no measurement of this one
 		p.FirstToken = row.Estimate.FirstToken.Seconds()
+	}
+	if m.Out > 0 {
 		if per := row.Estimate.PerToken; per > 0 {
 			p.TokensSecond = float64(time.Second) / float64(per)
 		}

@@ -1,0 +1,32 @@
+package pool_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gpupay/gpupay/sdk/pool"
+)
+
+// TestListsSayWhatIsWrong: in one line, which names the file, the entry and the member, and has no password in it.
+func TestListsSayWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "providers.json")
+	const good = `{"url":"https://a.example","model":"m"},`
+	for text, says := range map[string]string{
+		`{"url":"https://a.example","model":"m"}`: "no JSON array", `null`: "no JSON array", `[`: "no JSON,", `[` + good + `7]`: `candidate 2: "the entry" is a number`,
+		`[` + good + `{"url":"https://b.example"}]`: `candidate 2, "https://b.example", has no "model"`, `[{"model":"m"}]`: `candidate 1 has no "url"`,
+		`[{"url":"b.example:8402","model":"m"}]`: `candidate 1: "url" is no provider's`, `[{"url":"https://u:secret@b.example","model":"m"}]`: `candidate 1: "url" is no provider's`,
+		`[{"url":"https://b.example","model":7}]`:                         `candidate 1: "model" is a number, and has to be a string`,
+		`[{"url":"https://b.example","model":"m","policies":"no-store"}]`: `candidate 1: "policies" is a string, and has to be a list`,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := pool.File(file).Candidates(t.Context())
+		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), file) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v, want %q", text, err, says)
+		}
+	}
+}
