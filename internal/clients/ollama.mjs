@@ -36,8 +36,8 @@ await assert.rejects(async () => { for await (const piece of slow) if (++seen ==
 assert(seen >= 3 && seen < 100, `${seen} pieces`);
 
 // What pulls or deletes models is not for sale.
-for (const refused of [client.pull({ model: "test" }), client.delete({ model: "test" })]) {
-  const err = await refused.then(() => assert.fail("it is answered"), (e) => e);
+for (const refused of [() => client.pull({ model: "test" }), () => client.delete({ model: "test" })]) {
+  const err = await refused().then(() => assert.fail("it is answered"), (e) => e);
   assert.equal(err.status_code, 404);
 }
 

@@ -33,7 +33,7 @@ import (
 )
 
 // engine answers as vLLM and ollama do, as the model that it is asked for says: "test" answers, "slow" streams until its client leaves,
-// "none" is not there, "busy" is told to come back, and "broken" fails.
+// "quiet" does without a word after the first, "cut" breaks off in its stream, "none" is not there, "busy" is told to come back, and "broken" fails.
 type engine struct{ running atomic.Int64 }
 
 // question is what either API asks.
@@ -95,9 +95,22 @@ func (e *engine) chat(w http.ResponseWriter, r *http.Request, q question) {
 			w.(http.Flusher).Flush()
 		}
 		event(`{"role":"assistant","content":"Hel"}`, "null")
+		switch q.Model {
+		case "cut":
+			panic(http.ErrAbortHandler)
+		case "quiet":
+			<-r.Context().Done()
+		}
 		for q.Model == "slow" && r.Context().Err() == nil {
 			event(`{"content":"."}`, "null")
 			time.Sleep(20 * time.Millisecond)
+		}
+		if len(q.Tools) > 0 {
+			event(`{"tool_calls":[{"index":0,"id":"t1","type":"function","function":{"name":"weather","arguments":"{\"city\":"}}]}`, "null")
+			event(`{"tool_calls":[{"index":0,"function":{"arguments":"\"Oslo\"}"}}]}`, "null")
+			event(`{}`, `"tool_calls"`)
+			_, _ = io.WriteString(w, "data: [DONE]\n\n")
+			return
 		}
 		event(`{"content":"lo"}`, "null")
 		event(`{}`, `"stop"`)
@@ -135,6 +148,25 @@ func (e *engine) ollama(w http.ResponseWriter, r *http.Request, q question) {
 	line("", true)
 }
 
+// sell has a sidecar rent out an engine, by so many requests at once, on a chain on which it has a key of its own.
+func sell(ctx context.Context, t *testing.T, stop func(), chain *devchain.Chain, key, slots int, e *engine) (*httptest.Server, *sidecar.Server) {
+	t.Helper()
+	upstream := httptest.NewServer(e)
+	t.Cleanup(func() { upstream.CloseClientConnections(); upstream.Close() })
+	server, err := sidecar.New(ctx, sidecar.Config{Upstream: upstream.URL, OllamaAPI: true, Provider: provider.Config{
+		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[key]), Database: filepath.Join(t.TempDir(), "provider.db"),
+		PricePerGPUHour: "3.60", Share: provider.Share{Slots: slots}, Source: sim.New(1, sim.Options{}), Terms: provider.Terms{Credit: 30 * time.Second}, Deposits: provider.Deposits{Min: "0.10"},
+		Metering: provider.Metering{Tick: 50 * time.Millisecond, RecordEvery: 200 * time.Millisecond},
+		Chain:    provider.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour}, Log: slog.New(slog.DiscardHandler),
+	}})
+	must(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	site := httptest.NewServer(server)
+	t.Cleanup(func() { stop(); must(t, <-ended); must(t, server.Close()); site.CloseClientConnections(); site.Close() })
+	return site, server
+}
+
 // slots is how many requests run at once.
 const slots = 3
 
@@ -148,19 +180,7 @@ func newRig(t *testing.T) (base string, e *engine) {
 	must(t, err)
 	t.Cleanup(func() { _ = chain.Close() })
 	e = new(engine)
-	upstream := httptest.NewServer(e)
-	t.Cleanup(func() { upstream.CloseClientConnections(); upstream.Close() })
-	server, err := sidecar.New(ctx, sidecar.Config{Upstream: upstream.URL, OllamaAPI: true, Provider: provider.Config{
-		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[0]), Database: filepath.Join(t.TempDir(), "provider.db"),
-		PricePerGPUHour: "3.60", Share: provider.Share{Slots: slots}, Source: sim.New(1, sim.Options{}), Terms: provider.Terms{Credit: 30 * time.Second}, Deposits: provider.Deposits{Min: "0.10"},
-		Metering: provider.Metering{Tick: 50 * time.Millisecond, RecordEvery: 200 * time.Millisecond},
-		Chain:    provider.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour}, Log: slog.New(slog.DiscardHandler),
-	}})
-	must(t, err)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Run(ctx) }()
-	site := httptest.NewServer(server)
-	t.Cleanup(func() { stop(); must(t, <-ended); must(t, server.Close()); site.Close() })
+	site, _ := sell(ctx, t, stop, chain, 0, slots, e)
 
 	private, err := crypto.GenerateKey()
 	must(t, err)
