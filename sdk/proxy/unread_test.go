@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gpupay/gpupay/sdk/proxy"
 )
 
 // TestCallerThatDoesNotRead: a caller that does not read pays what was reserved, and is waited for no longer than a moment after it.
@@ -20,7 +22,7 @@ func TestCallerThatDoesNotRead(t *testing.T) {
 				return
 			}
 		}
-	})})
+	})}, func(_ *proxy.Config, p *purse) { p.left = 3000 }) // for three seconds
 	conn, err := net.Dial("tcp", strings.TrimPrefix(d.site.URL, "http://"))
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +34,7 @@ func TestCallerThatDoesNotRead(t *testing.T) {
 		d.purse.mu.Lock()
 		done, spent := d.purse.done, d.purse.spent
 		d.purse.mu.Unlock()
-		if done == 1 && spent.BaseUnits() <= 3000 { // some seconds were reserved
+		if done == 1 && spent.BaseUnits() <= 3000 {
 			return
 		}
 		if done == 1 || time.Now().After(end) {
