@@ -144,8 +144,8 @@ portable() {
 	CGO_ENABLED=0 gotest ./metering/nvml
 }
 
-# vectors also counts allocations, which the race detector hides, and reads the list of mutants, which takes ten times as long with it.
-vectors() { go test -count=1 ./channel ./internal/eip712 ./internal/mutate; }
+# allocations are counted, which the race detector hides.
+allocations() { go test -count=1 ./channel; }
 
 # forge is the native program: npm's wrapper of it exits 0 also when it failed.
 forge() { node_modules/@foundry-rs/forge-*/bin/forge "$@"; }
@@ -212,17 +212,19 @@ gotest() {
 }
 
 # suite runs the tests of packages, the longest first, and those that failed beside the others once more by themselves. Most wait for
-# blocks and clocks: three packages, and four tests of each, keep two cores busy and leave them time.
+# blocks and clocks: two packages, and four tests of each, keep two cores busy, and more would come late.
 suite() {
 	local packages=$1
 	shift
-	gotest "$@" -p 3 -parallel 4 -timeout 35m $packages || again "$@"
+	gotest "$@" -p 2 -parallel 4 -timeout 35m $packages || again "$@"
 }
 
 # What the race detector would see little of and slow much: packages that start programs, which are built without it, packages in which
-# nothing happens at the same time, and tables whose cases come one after the other.
-apart='/(internal/(crash|e2e|fleet|interop|nemesis|programs|readme|routesim)|metering/verify|sdk/internal/billed|sdk/route/sim)$'
-tables='^(TestCrashAnywhere|TestEndpointMisbehaves|TestEveryFieldOfWhatAProviderSends|TestRenterOfTwoEndpoints|TestTamperedBundle)$'
+# nothing happens at the same time, tables whose cases come one after the other, and one of 500 clients that are not patient.
+apart='/(internal/(crash|e2e|fleet|interop|nemesis|programs|readme|routesim)|metering/verify|sdk/internal/billed|sdk/route/sim'
+apart+='|bindings|internal|internal/(accept|eip712|exactjson|mutate|redact|u256)|metering/(merkle|trace|usage)|sdk'
+apart+='|sdk/(audit|chain/localchain|node/nodekeys|units|wire|x402)|sdk/internal/(database|evidence|outcome|refusal|rows|ticks))$'
+tables='^(TestBudgetIsNeverPassed|TestCrashAnywhere|TestEndpointMisbehaves|TestEveryFieldOfWhatAProviderSends|TestRenterOfTwoEndpoints|TestTamperedBundle)$'
 
 # What only computes, on values of its own, and is nobody's here: to search it for races costs half of the processor's time. It is compiled
 # without inlining, so that sync's functions, which tell the detector who waits for whom, stay those of package sync.
@@ -237,7 +239,7 @@ done
 # racing runs all other tests.
 racing() {
 	local longest="./sdk/provider ./sdk/renter ./sdk/settle ./sdk/sidecar ./sdk/x402/x402client"
-	GOGC=200 suite "$longest $(go list ./... | grep -vE "$apart")" -race "${unsearched[@]}" -skip "$tables|^TestListIsCurrent\$"
+	GOGC=200 suite "$longest $(go list ./... | grep -vE "$apart")" -race "${unsearched[@]}" -skip "$tables"
 }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
@@ -414,7 +416,7 @@ step "formatting" formatted
 step "go vet" vet
 step "staticcheck" lint
 step "without cgo" portable
-step "vectors, allocations" vectors
+step "allocations" allocations
 step "forge build" contracts
 step "forge test, gas" forgetest
 step "bindings are current" generated
@@ -426,7 +428,7 @@ if [[ $mode == quick ]]; then
 	step "benchmarks" benchmarks
 else
 	step "go test -race" racing
-	step "go test, tables" suite "./sdk/renter ./sdk/provider" -run "$tables"
+	step "go test, tables" suite "./sdk/renter ./sdk/provider ./sdk/proxy" -run "$tables"
 	step "go test, apart" suite "$(go list ./... | grep -E "$apart")"
 	step "model" model
 	step "certificates" certificates

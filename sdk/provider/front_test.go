@@ -121,12 +121,19 @@ func TestFrontIsChecked(t *testing.T) {
 	for _, bad := range []func(*Config){
 		func(c *Config) { c.HTTP.TrustedProxies = []string{"proxy.example"} },
 		func(c *Config) { c.HTTP.PublicURL = "gpus.example.org" },
+		func(c *Config) { c.HTTP.PublicURL = "ftp://gpus.example.org" },
 		func(c *Config) { c.HTTP.PublicURL = "https://user:secret@gpus.example.org" },
 		func(c *Config) { c.HTTP.PublicURL = "https://gpus.example.org/?a=b" },
 	} {
 		c := good
 		if bad(&c); c.withDefaults().check() == nil {
 			t.Errorf("taken: %q %q", c.HTTP.TrustedProxies, c.HTTP.PublicURL)
+		}
+	}
+	for _, url := range []string{"http://10.0.0.1:8402", "https://gpus.example.org/rent"} {
+		c := good
+		if c.HTTP.PublicURL = url; c.withDefaults().check() != nil {
+			t.Errorf("refused: %q", url)
 		}
 	}
 }

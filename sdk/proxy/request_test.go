@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -56,17 +55,26 @@ func TestACutIsPaidOnce(t *testing.T) {
 func TestManyMembers(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, []*engine{newEngine(t, well)})
-	var b strings.Builder
-	for i := range 300_000 { // their square is a minute
-		fmt.Fprintf(&b, `,"%d":0`, i)
+	takes := func(members int) time.Duration {
+		var b strings.Builder
+		for i := range members {
+			fmt.Fprintf(&b, `,"%d":0`, i)
+		}
+		body := `{"model":"m","messages":[]` + b.String() + `}`
+		best := time.Hour
+		for range 3 {
+			w := httptest.NewRecorder()
+			began := time.Now()
+			d.server.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "http://127.0.0.1/v1/chat/completions", strings.NewReader(body)))
+			best = min(best, time.Since(began))
+			if w.Code != http.StatusOK {
+				t.Fatalf("%d %s", w.Code, w.Body)
+			}
+		}
+		return best
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/v1/chat/completions", strings.NewReader(`{"model":"m","messages":[]`+b.String()+`}`))
-	w := httptest.NewRecorder()
-	d.server.ServeHTTP(w, r)
-	if w.Code != http.StatusOK || ctx.Err() != nil {
-		t.Errorf("%d %s, %v", w.Code, w.Body, ctx.Err())
+	if few, many := takes(5_000), takes(40_000); many > 25*few { // eight times; where each is compared with each, 64 times
+		t.Errorf("%s for 5,000 members, %s for 40,000", few, many)
 	}
 }
 

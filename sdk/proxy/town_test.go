@@ -216,8 +216,8 @@ func TestBudgetIsNeverPassed(t *testing.T) {
 	for range 500 {
 		all.Go(func() {
 			a := w.chat(`,"max_tokens":1`)
-			for end := time.Now().Add(40 * time.Second); (a.StatusCode == 429 || a.StatusCode == 503) && time.Now().Before(end); a = w.chat(`,"max_tokens":1`) { // as clients do
-				time.Sleep(300 * time.Millisecond)
+			for end := time.Now().Add(2 * time.Minute); (a.StatusCode == 429 || a.StatusCode == 503) && time.Now().Before(end); a = w.chat(`,"max_tokens":1`) { // as clients do
+				time.Sleep(time.Second)
 			}
 			mu.Lock()
 			defer mu.Unlock()

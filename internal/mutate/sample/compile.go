@@ -176,13 +176,13 @@ var compileError = regexp.MustCompile(`(?m)^(?:\./)?(\S+\.go):(\d+):\d+: .*$`)
 
 // compile makes one test binary that has all mutations, each off unless it is named. A mutation that does not compile is
 // taken out and said.
-func compile(ctx context.Context, root, scratch string, t target, names map[string]string, list []*mutation) ([]*mutation, string, error) {
+func compile(ctx context.Context, root, scratch, tests string, names map[string]string, list []*mutation) ([]*mutation, string, error) {
 	binary := filepath.Join(scratch, "mutants.test")
 	for {
 		if err := overlay(root, scratch, names, list); err != nil {
 			return nil, "", err
 		}
-		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay="+filepath.Join(scratch, "overlay.json"), "-o", binary, "./"+t.tests)
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay="+filepath.Join(scratch, "overlay.json"), "-o", binary, "./"+tests)
 		cmd.Dir = root
 		out, err := cmd.CombinedOutput()
 		if err == nil {
@@ -196,7 +196,7 @@ func compile(ctx context.Context, root, scratch string, t target, names map[stri
 			}
 		}
 		if len(bad) == 0 {
-			return nil, "", fmt.Errorf("the mutants of %s do not compile:\n%s", t.tests, out)
+			return nil, "", fmt.Errorf("the mutants of %s do not compile:\n%s", tests, out)
 		}
 		for m, why := range bad {
 			fmt.Printf("left out  %s: %s\n", m.id, why)

@@ -9,7 +9,7 @@
 // All changes that one package's tests are asked about are compiled into one test binary, each behind a switch. First each is tried with the test that
 // found it before, which killers.txt names. For what is left the tests are run once, one by one, to learn which of them
 // reach which change; then each change is switched on for those alone. What no test finds has to be in harmless.txt with
-// the reason, and is not tried again but with -all. With -write what found each change is written to killers.txt.
+// the reason, and is not tried again but with -all. With -write what found each change is written to killers.txt as it is found.
 package main
 
 import (
@@ -38,10 +38,10 @@ const (
 	equalWord = "equivalent:"
 )
 
-// A target is a package whose tests are asked, and the groups of files that they hold. A file is of the first group of its
-// directory whose patterns match its name.
+// A target are packages whose tests are asked, one after the other about what those before did not find, and the groups of files that they
+// hold. A file is of the first group of its directory whose patterns match its name.
 type target struct {
-	tests  string
+	tests  []string
 	groups []group
 }
 
@@ -52,21 +52,21 @@ type group struct {
 }
 
 var targets = []target{
-	{"channel", []group{{"channel", "channel", 40, []string{"*.go"}}}},
-	{"channel/store", []group{{"store", "channel/store", 40, []string{"*.go"}}}},
-	{"sdk/settle", []group{{"settle", "sdk/settle", 40, []string{"*.go"}}}},
-	{"sdk/chain", []group{{"chain", "sdk/chain", 40, []string{"*.go"}}}},
-	{"sdk/renter", []group{ // the renter's, with what sdk/sidecar is asked of
+	{[]string{"channel"}, []group{{"channel", "channel", 40, []string{"*.go"}}}},
+	{[]string{"channel/store"}, []group{{"store", "channel/store", 40, []string{"*.go"}}}},
+	{[]string{"sdk/settle"}, []group{{"settle", "sdk/settle", 40, []string{"*.go"}}}},
+	{[]string{"sdk/chain"}, []group{{"chain", "sdk/chain", 40, []string{"*.go"}}}},
+	{[]string{"sdk/internal/rental", "sdk/internal/paystream", "sdk/renter"}, []group{ // the renter's, with what sdk/sidecar is asked of
 		{"rental", "sdk/internal/rental", 20, []string{"*.go"}},
 		{"paystream", "sdk/internal/paystream", 20, []string{"attach.go", "check.go", "f*.go", "lease.go", "pay.go", "release.go", "topup.go"}},
 	}},
-	{"sdk/sidecar", []group{
+	{[]string{"sdk/internal/paystream", "sdk/internal/sharing", "sdk/sidecar"}, []group{
 		{"payshared", "sdk/internal/paystream", 20, []string{"limits.go", "requests.go"}},
 		{"sharing", "sdk/internal/sharing", 20, []string{"*.go"}},
 	}},
-	{"sdk/budget", []group{{"budget", "sdk/budget", 20, []string{"*.go"}}}},
-	{"sdk/x402/x402client", []group{{"x402client", "sdk/x402/x402client", 40, []string{"*.go"}}}},
-	{"sdk/provider", []group{
+	{[]string{"sdk/budget"}, []group{{"budget", "sdk/budget", 20, []string{"*.go"}}}},
+	{[]string{"sdk/x402/x402client"}, []group{{"x402client", "sdk/x402/x402client", 40, []string{"*.go"}}}},
+	{[]string{"sdk/internal/leasestore", "sdk/internal/lease", "sdk/internal/x402server", "sdk/internal/sessionscheme", "sdk/internal/payercredit", "sdk/provider"}, []group{
 		{"leasestore", "sdk/internal/leasestore", 10, []string{"*.go"}}, // leases
 		{"lease", "sdk/internal/lease", 20, []string{"*.go"}},
 		{"provider", "sdk/provider", 10, []string{"front.go", "outbox.go", "retention.go", "settlement.go"}},
@@ -131,7 +131,7 @@ func run(ctx context.Context, only string, parallel int, every, write bool) (int
 	if err != nil {
 		return 1, err
 	}
-	total := tally{root: root, harmless: harmless, killers: killers, every: every}
+	total := tally{root: root, harmless: harmless, killers: killers, every: every, write: write}
 	for _, t := range targets {
 		t.groups = slices.DeleteFunc(slices.Clone(t.groups), func(g group) bool { return !wanted.MatchString(g.name) })
 		if len(t.groups) == 0 {
@@ -140,11 +140,10 @@ func run(ctx context.Context, only string, parallel int, every, write bool) (int
 		if err := t.judge(ctx, root, parallel, &total); err != nil {
 			return 1, err
 		}
-		if !write {
-			continue
-		}
-		if err := writeList(filepath.Join(root, killFile), killers); err != nil {
-			return 1, err
+		if write {
+			if err := writeList(filepath.Join(root, killFile), killers); err != nil {
+				return 1, err
+			}
 		}
 	}
 	counted := total.killed + total.survived + total.listed
@@ -165,6 +164,7 @@ type tally struct {
 	harmless map[string]string // why what no test finds costs nobody anything
 	killers  map[string]string // the test that found it
 	every    bool              // what is harmless is tried too
+	write    bool              // what is found is written at once
 
 	killed, survived, listed, equivalent int
 }
@@ -223,16 +223,21 @@ func (t target) judge(ctx context.Context, root string, parallel int, total *tal
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	list, binary, err := compile(ctx, root, scratch, t, names, list)
-	if err != nil {
-		return err
+	verdicts := map[*mutation]string{}
+	for _, tests := range t.tests {
+		var binary string
+		if list, binary, err = compile(ctx, root, scratch, tests, names, list); err != nil {
+			return err
+		}
+		r := &runner{binary: binary, dir: filepath.Join(root, tests), scratch: scratch, slots: make(chan struct{}, parallel), done: map[string]bool{}, found: total.found}
+		left := slices.DeleteFunc(slices.Clone(list), func(m *mutation) bool { return verdicts[m] != "" || !total.every && total.harmless[m.id] != "" })
+		found, err := r.verdicts(ctx, left, total.killers)
+		if err != nil {
+			return err
+		}
+		maps.Copy(verdicts, found)
+		fmt.Printf("%s: %d mutants, %d tests were run\n", tests, len(left), len(r.done))
 	}
-	r := &runner{binary: binary, dir: filepath.Join(root, t.tests), scratch: scratch, slots: make(chan struct{}, parallel), done: map[string]bool{}}
-	verdicts, err := r.verdicts(ctx, list, total)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("%s: %d mutants, %d tests were run\n", t.tests, len(list), len(r.done))
 	slices.SortFunc(list, func(a, b *mutation) int { return cmp.Compare(a.id, b.id) })
 	for _, m := range list {
 		total.count(m, verdicts[m])
@@ -243,9 +248,12 @@ func (t target) judge(ctx context.Context, root string, parallel int, total *tal
 
 // verdicts gives the test that finds each mutation. Those that no test is known to find are the expensive ones: they take
 // a run of every test, and then those that reach them.
-func (r *runner) verdicts(ctx context.Context, list []*mutation, total *tally) (map[*mutation]string, error) {
-	tried := slices.DeleteFunc(slices.Clone(list), func(m *mutation) bool { return !total.every && total.harmless[m.id] != "" })
-	verdicts, err := r.again(ctx, tried, total.killers)
+func (r *runner) verdicts(ctx context.Context, tried []*mutation, killers map[string]string) (map[*mutation]string, error) {
+	names, err := r.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	verdicts, err := r.again(ctx, tried, names, killers)
 	if err != nil {
 		return nil, err
 	}
@@ -253,15 +261,22 @@ func (r *runner) verdicts(ctx context.Context, list []*mutation, total *tally) (
 	if len(left) == 0 {
 		return verdicts, nil
 	}
-	names, err := r.list(ctx)
-	if err == nil {
-		err = r.learn(ctx, names)
-	}
-	if err != nil {
+	if err := r.learn(ctx, names); err != nil {
 		return nil, err
 	}
 	maps.Copy(verdicts, r.each(left, func(m *mutation) string { return r.killer(ctx, m) }))
 	return verdicts, ctx.Err()
+}
+
+// found keeps what finds a mutation: a run takes an hour, and may be cut off.
+func (t *tally) found(m *mutation, killer string) {
+	t.killers[m.id] = killer
+	if !t.write {
+		return
+	}
+	if err := writeList(filepath.Join(t.root, killFile), t.killers); err != nil {
+		fmt.Fprintln(os.Stderr, "sample:", err)
+	}
 }
 
 // count says what became of a mutation: killer is empty where nothing found it.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 type runner struct {
 	binary, dir, scratch string
 	slots                chan struct{}
+	found                func(*mutation, string) // is told at once, one at a time
 
 	mu    sync.Mutex
 	tests []test // the quickest first
@@ -105,10 +107,11 @@ func (r *runner) command(ctx context.Context, limit time.Duration, trace string,
 }
 
 // again gives, for each mutation that was found before, the test that did, if it still does.
-func (r *runner) again(ctx context.Context, list []*mutation, before map[string]string) (map[*mutation]string, error) {
+func (r *runner) again(ctx context.Context, list []*mutation, tests []string, killers map[string]string) (map[*mutation]string, error) {
 	var names []string
+	before := maps.Clone(killers) // which found is adding to
 	for _, m := range list {
-		if name := before[m.id]; name != "" {
+		if name := before[m.id]; slices.Contains(tests, name) {
 			names = append(names, name)
 		}
 	}
@@ -134,6 +137,9 @@ func (r *runner) each(list []*mutation, judge func(*mutation) string) map[*mutat
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			verdicts[m] = killer
+			if killer != "" {
+				r.found(m, killer)
+			}
 		})
 	}
 	wait.Wait()
