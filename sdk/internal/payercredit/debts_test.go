@@ -53,7 +53,13 @@ func TestUnknownDebtsAreNoCredit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	d := Debts{DB: db, Store: leasestore.New(db), Accounts: New(uint256.Int{})}
+	d := Debts{DB: db, Store: leasestore.New(db), Accounts: New(uint256.Int{}), Payee: &channel.Payee{Store: db.Payee()}}
+	if d.Creditworthy(t.Context(), channel.State{}, wire.SignedOffer{}, 1) == nil {
+		t.Error("a payer has credit under an offer without a price")
+	}
+	if _, err := d.Lapse(t.Context(), owing(1)); err == nil { // of a channel that is not in the database
+		t.Error("a debt lapsed that could not be written off")
+	}
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	if d.Creditworthy(over, channel.State{}, wire.SignedOffer{}, 1) == nil {

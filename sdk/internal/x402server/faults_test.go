@@ -24,6 +24,13 @@ func TestUnknownRestIsNotCharged(t *testing.T) {
 	b.open()
 	defer b.close()
 	err := b.desk.DB.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := b.desk.Carry(tx, metering.Price{Amount: *uint256.NewInt(1), Unit: "year"}, metering.SignedRecord{Record: metering.Record{ChannelID: b.terms.ID(), Nanos: 1, Final: true}})
+		return err
+	})
+	if err == nil {
+		t.Error("no error of a price by no unit")
+	}
+	err = b.desk.DB.Update(t.Context(), func(tx *sqlx.Tx) error {
 		if _, err := tx.Exec(`ALTER TABLE x402_channels RENAME TO gone`); err != nil {
 			t.Error(err)
 		}
