@@ -55,28 +55,3 @@ func TestConnectionsAreKept(t *testing.T) {
 		t.Errorf("%d connections were made for %d requests at once", n, atOnce)
 	}
 }
-
-// TestNothingIsPackedAtHome: an endpoint on the same host is asked for its answers as they are, and any other as Go does.
-func TestNothingIsPackedAtHome(t *testing.T) {
-	asked := make(chan string, 1)
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.Header.Get("Accept-Encoding") }))
-	t.Cleanup(server.Close)
-	endpoint, err := url.Parse(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport := &Transport{Endpoint: endpoint, Body: func(b io.ReadCloser) io.ReadCloser { return b }}
-	resp, err := (&http.Client{Transport: transport}).Get(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if how := <-asked; how != "identity" {
-		t.Errorf("asked for %q", how)
-	}
-	for host, near := range map[string]bool{"localhost:8545": true, "[::1]:8545": true, "127.0.0.2": true, "10.0.0.1:8545": false, "rpc.example.org": false} {
-		if (&Transport{Endpoint: &url.URL{Host: host}}).nearby() != near {
-			t.Errorf("%s: near is %t", host, !near)
-		}
-	}
-}

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -29,21 +28,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		password, _ := user.Password()
 		out.SetBasicAuth(user.Username(), password)
 	}
-	if t.nearby() {
-		out.Header.Set("Accept-Encoding", "identity")
-	}
 	resp, err := connections.RoundTrip(out)
 	if err == nil {
 		resp.Body = t.Body(resp.Body)
 		err = t.scrub(resp)
 	}
 	return resp, err
-}
-
-// nearby reports an endpoint on this host: to pack what it says, and to unpack that, takes longer than to send it.
-func (t *Transport) nearby() bool {
-	host := t.Endpoint.Hostname()
-	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
 // connections are those to endpoints. Who follows the chain, settles and begins leases asks at the same time: more than Go's two
