@@ -29,7 +29,7 @@ var layout = []struct{ pkg, may string }{
 	{"bindings", ""},
 	{"bindings/batchsettlement", ""},
 	{"channel", "internal/eip712 internal/fault internal/u256"},
-	{"channel/store", "channel internal/redact"},
+	{"channel/store", "channel internal/fault internal/redact"},
 	{"metering/merkle", ""},
 	{"metering/internal/ident", ""},
 	{"metering", "internal/eip712 internal/exactjson metering/internal/ident metering/merkle"},

@@ -41,6 +41,14 @@ func (db *shared) explain(err error) error {
 	return fmt.Errorf("store %s: %w", db.path, err)
 }
 
+// Failed reports an error of the database itself: its disk, its file or its server.
+func Failed(err error) bool {
+	var file sqlite3.Error
+	var server *pgconn.PgError
+	var refused *pgconn.ConnectError
+	return errors.As(err, &file) || errors.As(err, &server) || errors.As(err, &refused) || errors.Is(err, ErrClosed)
+}
+
 // Conflict reports a row that was not written because another one has its key.
 func Conflict(err error) bool {
 	var file sqlite3.Error

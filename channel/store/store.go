@@ -21,6 +21,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ import (
 	_ "github.com/mattn/go-sqlite3" // the database/sql driver
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/internal/redact"
 )
 
@@ -139,7 +141,7 @@ func readFile(path string) (*DB, error) {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	db := newShared(path, sqlite)
-	reader, err := sqlx.Open("sqlite3", fmt.Sprintf("file:%s?mode=ro&_query_only=true&_busy_timeout=%d", (&url.URL{Path: path}).EscapedPath(), busyTimeout.Milliseconds()))
+	reader, err := openSQLite(fmt.Sprintf("file:%s?mode=ro&_query_only=true&_busy_timeout=%d", (&url.URL{Path: path}).EscapedPath(), busyTimeout.Milliseconds()))
 	if err != nil {
 		return nil, db.explain(err)
 	}
@@ -229,13 +231,21 @@ func connect(path, extra string, connections int) (*sqlx.DB, error) {
 	file := (&url.URL{Path: path}).EscapedPath()
 	source := fmt.Sprintf("file:%s?_journal_mode=WAL&_synchronous=FULL&_foreign_keys=true&_busy_timeout=%d&_stmt_cache_size=64&%s",
 		file, busyTimeout.Milliseconds(), extra)
-	db, err := sqlx.Open("sqlite3", source)
+	db, err := openSQLite(source)
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxOpenConns(connections)
 	db.SetMaxIdleConns(connections)
 	return db, nil
+}
+
+func openSQLite(source string) (*sqlx.DB, error) {
+	db, err := sql.Open(fault.SQLite, source)
+	if err != nil {
+		return nil, err
+	}
+	return sqlx.NewDb(db, "sqlite3"), nil
 }
 
 // checkMode refuses a place where SQLite cannot do what durability rests on.

@@ -43,7 +43,7 @@ func (r *Client) Rentals(ctx context.Context) ([]State, error) {
 			rows[i] = r.opening(ctx, row)
 		}
 	}
-	return statesOf(ctx, r.store, rows), nil
+	return statesOf(ctx, r.store, rows)
 }
 
 // opening is a rental that is being opened as the chain shows it, where that has its channel: the deposit is promised no more.
@@ -63,7 +63,10 @@ func (r *Client) opening(ctx context.Context, row rental.Row) rental.Row {
 // each of them again.
 func (r *Client) History(ctx context.Context) ([]State, error) {
 	rows, err := r.store.All(ctx)
-	return statesOf(ctx, r.store, rows), err
+	if err != nil {
+		return nil, err
+	}
+	return statesOf(ctx, r.store, rows)
 }
 
 // RentalsFile lists what is not finished in a renter's database. The program that
@@ -79,19 +82,21 @@ func RentalsFile(ctx context.Context, path string) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
-	return statesOf(ctx, store, rows), nil
+	return statesOf(ctx, store, rows)
 }
 
 // statesOf adds what vouchers say to what the rentals do.
-func statesOf(ctx context.Context, store rental.Store, rows []rental.Row) []State {
+func statesOf(ctx context.Context, store rental.Store, rows []rental.Row) ([]State, error) {
 	states := make([]State, len(rows))
 	for i, row := range rows {
 		states[i] = stateOf(row, offerOf(row))
-		if paid, err := store.DB.Payer().Load(ctx, row.Terms.ID()); err == nil {
-			states[i].Paid = paid.Signed
+		paid, err := store.DB.Payer().Load(ctx, row.Terms.ID())
+		if err != nil && !errors.Is(err, channel.ErrUnknown) {
+			return nil, err
 		}
+		states[i].Paid = paid.Signed // zero of one that is not prepared yet
 	}
-	return states
+	return states, nil
 }
 
 // Recover finds this renter's channels in an escrow that its database does not

@@ -192,12 +192,15 @@ func (s *shop) key() *ecdsa.PrivateKey {
 	return private
 }
 
-func (s *shop) guest(options renter.Options) *guest {
+func (s *shop) guest(options renter.Options, change ...func(*renter.Config)) *guest {
 	s.Helper()
 	config := renter.Config{
 		RPC: s.chain.URL, Token: s.chain.Token, Key: channel.NewKey(s.key()), Database: filepath.Join(s.TempDir(), "renter.db"),
 		Caps:  wallet.Caps{PricePerGPUHour: "4.00", PerLease: "10", PerDay: "20", PerPayee: wallet.Unlimited},
 		Chain: wallet.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour}, Tolerance: time.Second, Log: slog.New(slog.DiscardHandler),
+	}
+	for _, c := range change {
+		c(&config)
 	}
 	client, err := renter.New(s.Context(), config)
 	if err != nil {

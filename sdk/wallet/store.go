@@ -162,3 +162,7 @@ func (s Store) Evidence(ctx context.Context, channelID common.Hash) ([]Evidence,
 	}
 	return kept, nil
 }
+
+// StorageFailed reports an error of the payer's own database, of which no provider is to blame: what it kept from being done is done once
+// the database is well again.
+func StorageFailed(err error) bool { return store.Failed(err) }

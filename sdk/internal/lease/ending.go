@@ -84,9 +84,8 @@ func (l *Lease) finish(life context.Context, req Stop) {
 	}
 }
 
-// expire ends the lease in two steps that are on disk: that it ends, with its last record, before its devices are taken back, and that it
-// has ended, after. So whoever takes it up in between, after a crash or on a full disk, neither meters it without its devices nor leaves
-// them with the renter.
+// expire ends the lease in two steps that are on disk: that it ends, with its last record, before its devices are taken back, and that it has ended, after. So
+// whoever takes it up in between, after a crash or on a full disk, neither meters it without its devices nor leaves them with the renter.
 func (l *Lease) expire(life context.Context, req Stop) {
 	ctx, asked := context.WithoutCancel(life), time.Now()
 	l.Ending.Store(true) // its devices are another lease's as soon as they are taken back
@@ -134,10 +133,10 @@ func (l *Lease) concluded(ctx context.Context, req Stop, asked time.Time) error 
 	return l.Deps.Store.Leases.SetState(ctx, l.ID, l.Term, leasestore.Ending, req.Reason, asked.Unix())
 }
 
-// until tries a write of the lease's end until it is on disk. It is false if that did not come about: the process stops first, or the lease
+// until tries a write of the lease's end each few seconds until it is on disk. It is false if that did not come about: the process stops first, or the lease
 // is another gateway's. Meanwhile nobody has the use of the devices, and who asked for the end hears so.
 func (l *Lease) until(life context.Context, write func() error) bool {
-	var pace chain.Backoff
+	pace := chain.Backoff{Most: 5 * time.Second}
 	for {
 		err := write()
 		l.Fence.Check(err)
@@ -158,10 +157,11 @@ func (l *Lease) until(life context.Context, write func() error) bool {
 
 // stall suspends what cannot be ended yet, however often that takes.
 func (l *Lease) stall(ctx context.Context, err error) {
-	v := l.Status.Look()
-	if !v.stalled {
+	if v := l.Status.Look(); !v.stalled {
 		l.Deps.Log.Error("lease ends, and this cannot be written: it is tried again until it can", "lease", l.ID, "channel", l.Terms.ID(), "error", err)
 		l.Status.Update(func(v *View) { v.stalled = true })
+	} else {
+		l.Deps.Log.Debug("lease ends, and this cannot be written yet", "lease", l.ID, "error", err)
 	}
 	if l.Guard.returned {
 		return

@@ -316,9 +316,8 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 // ErrMetered is a device that another running lease has: its time would be billed twice.
 var ErrMetered = errors.New("it is metered for lease")
 
-// Enlist has a lease run here. One meter is on each device, whatever the allocator says; of those that a node meters the node
-// sees to it. A device that the allocator gave to both leases stays the other's. Where one of them is a metered request, the
-// allocator gave it to one lease at most: the error is ErrNoCapacity, and the device is given back.
+// Enlist has a lease run here. One meter is on each device, whatever the allocator says; of those that a node meters the node sees to it. A device that
+// the allocator gave to both leases stays the other's. Where one of them is a metered request: ErrNoCapacity, and the device is given back.
 func (h *Manager) Enlist(l *Lease) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -433,7 +432,8 @@ func (h *Manager) RunsAgain(l *Lease) bool {
 // GPUs looks at those that are offered here.
 func (h *Manager) GPUs(ctx context.Context) inventory.GPUs {
 	gpus := h.Offered.Look(ctx, h.Deps.Source)
-	held, err := h.heldHere(ctx)
+	held, err := h.Store.Leases.StillHeld(ctx)
+	held = slices.DeleteFunc(held, leasestore.Row.AtNode)
 	forgotten, failed := h.Forgotten.StillHave(ctx)
 	if err = errors.Join(err, failed); err != nil {
 		gpus.Err = errors.Join(gpus.Err, fmt.Errorf("leases whose GPUs could not be taken back: %w", err))

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -59,9 +58,8 @@ var ErrHeld = errors.New("its devices could not be taken back yet")
 //	ending       taken back, ended              ended, held                 ended
 //	ended, held  taken back, held no more       held                        held no more
 //
-// What cannot be taken back is held (ErrHeld), and tried again. Of a process that is alone there is no other host: it takes back
-// what it does not find, too. Any other error is of this moment: another try goes on from there. The reason is for a lease that
-// ends because its devices are on another host; empty: that.
+// What cannot be taken back is held (ErrHeld), and tried again. Of a process that is alone there is no other host: it takes back what it does not find, too.
+// Any other error is of this moment: another try goes on from there. The reason is for a lease that ends because its devices are on another host; empty: that.
 func (h *Manager) Resolve(ctx context.Context, row leasestore.Row, where error, reason string) error {
 	switch {
 	case row.State == wire.StateEnding, row.State == wire.StateEnded:
@@ -156,37 +154,44 @@ func (h *Manager) release(ctx context.Context, a gpu.Allocation) error {
 	return h.Deps.Placer.Release(call, a)
 }
 
-// TakeBackHeld tries again to take back what could not be when its lease ended, each CallTimeout, until the process stops. Gateways
-// that share a database do so when they sweep.
+// TakeBackHeld tries again to take back what could not be when its lease ended, and ends what could not be begun, as where a disk fails for a
+// moment: each CallTimeout, until the process stops. Gateways that share a database do so when they sweep.
 func (h *Manager) TakeBackHeld() {
 	h.Go(func(ctx context.Context) {
 		for chain.Pause(ctx, h.Deps.Timing.CallTimeout) == nil {
-			if err := errors.Join(h.resolveHeld(ctx), h.Forgotten.TakeBack(ctx)); err != nil && ctx.Err() == nil {
-				h.Deps.Log.Error("devices of ended leases", "error", err)
+			if err := errors.Join(h.resolveStrays(ctx), h.Forgotten.TakeBack(ctx)); err != nil && ctx.Err() == nil {
+				h.Deps.Log.Error("devices of leases that do not run", "error", err)
 			}
 		}
 	})
 }
 
-func (h *Manager) resolveHeld(ctx context.Context) error {
-	rows, err := h.heldHere(ctx)
-	for _, row := range rows {
-		unlock, free := h.Busy.TryLock(common.HexToHash(row.ID))
-		if !free {
-			continue // it begins
+// resolveStrays resolves the leases that have devices and do not run, but what nodes still have of ended ones.
+func (h *Manager) resolveStrays(ctx context.Context) error {
+	rows, err := h.Store.Leases.Unfinished(ctx)
+	for i, row := range rows {
+		if unlock, free := h.Busy.TryLock(common.HexToHash(row.ID)); free { // otherwise it begins
+			if failed := h.resolveStray(ctx, row.ID, rows[i+1:]); !errors.Is(failed, ErrHeld) { // which is logged
+				err = errors.Join(err, failed)
+			}
+			unlock()
 		}
-		if failed := h.Resolve(ctx, row, placement.Locate(ctx, h.Deps.Placer, row, nil), ""); !errors.Is(failed, ErrHeld) { // which is logged
-			err = errors.Join(err, failed)
-		}
-		unlock()
 	}
 	return err
 }
 
-// heldHere are the ended leases whose devices are to be taken back here, and not at a node.
-func (h *Manager) heldHere(ctx context.Context) ([]leasestore.Row, error) {
-	rows, err := h.Store.Leases.StillHeld(ctx)
-	return slices.DeleteFunc(rows, leasestore.Row.AtNode), err
+// resolveStray looks at a lease anew: it may have begun, or ended, since it was listed. Its renter was told that it did not begin.
+func (h *Manager) resolveStray(ctx context.Context, id string, later []leasestore.Row) error {
+	row, err := h.Store.Leases.ByID(ctx, id)
+	ended := row.State == wire.StateEnded
+	if err != nil || h.Runs(row) != nil || ended && (row.AtNode() || row.Held == 0) {
+		return err
+	}
+	where := placement.Locate(ctx, h.Deps.Placer, row, later)
+	if where == nil && !ended && row.State != wire.StateEnding {
+		where = OverError("it could not be begun")
+	}
+	return h.Resolve(ctx, row, where, "")
 }
 
 // OverError is why a lease can go on nowhere and never: it is ended. Any other

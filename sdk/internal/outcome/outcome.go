@@ -50,11 +50,11 @@ func Wait(ctx context.Context, s *chain.Sender, id chain.TxID, confirmations uin
 func Used(ctx context.Context, s *chain.Sender, id chain.TxID, confirmations uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	used := false
 	tx, err := s.Store.Get(ctx, id)
-	if err != nil {
-		return false
+	if err == nil {
+		used, err = chain.Passed(ctx, s.Backend, tx, max(confirmations, 1))
 	}
-	used, err := chain.Passed(ctx, s.Backend, tx, max(confirmations, 1))
 	if err != nil && s.Log != nil {
 		s.Log.Warn("whether a transaction's nonce is used is not known", "tx", id, "err", err)
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/exactjson"
 	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/metering"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/boundlog"
 	"github.com/gpupay/gpupay/sdk/internal/peer"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
@@ -21,6 +23,9 @@ import (
 // come over the stream after the lease was released, or Patience, where that is
 // less; all of them together may take the longer of the two.
 const releaseWait = 5 * time.Second
+
+// releaseAgain is how long a release is asked for again, or Patience, where that is less.
+const releaseAgain = time.Minute
 
 // StopClock ends, on disk with what is saved next, the time that is paid: the lease is being given back, or its provider says that
 // it is over. How late the provider answers, and what it bills meanwhile, makes no difference.
@@ -56,11 +61,15 @@ func (l *Lease) LastRecord(ctx context.Context) (lied, err error) {
 	if errors.As(err, &lie) {
 		return err, l.Enter(ctx, rental.PhaseClosing)
 	}
-	if unpaid := l.PayExact(ctx); unpaid != nil {
+	unpaid := l.PayExact(ctx)
+	if unpaid != nil {
 		boundlog.Warn(l.Wallet.Log, "the lease's last seconds could not be paid", l.ID, unpaid)
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
+	}
+	if own := errors.Join(err, unpaid); wallet.StorageFailed(own) { // to close now would leave unpaid what was used
+		return nil, fmt.Errorf("channel %s: what was used last is not in our database: close again: %w", l.ID, own)
 	}
 	if errors.Is(err, peer.ErrUnreachable) {
 		return nil, fmt.Errorf("channel %s: %w: close again, or leave it: %w", l.ID, peer.ErrRefused, err)
@@ -71,7 +80,25 @@ func (l *Lease) LastRecord(ctx context.Context) (lied, err error) {
 	return nil, nil
 }
 
+// errUnshown is a final record before which others are missing.
+var errUnshown = errors.New("what lies between was never shown, and is not paid")
+
+// finalRecord asks again while the provider says that the failure is its own, or its stream broke off: a disk that fails for a moment must not
+// leave unpaid what was used, as it would once the close is asked for. That costs nothing, our clock has stopped.
 func (l *Lease) finalRecord(ctx context.Context) error {
+	pace := chain.Backoff{Least: 100 * time.Millisecond, Most: 5 * time.Second}
+	for until := time.Now().Add(min(releaseAgain, l.Wallet.Patience)); ; {
+		err := l.giveBack(ctx)
+		var problem *wire.Problem
+		its := errors.As(err, &problem) && problem.Status >= http.StatusInternalServerError
+		pause := pace.Next()
+		if !its && !errors.Is(err, errUnshown) || time.Now().Add(pause).After(until) || chain.Pause(ctx, pause) != nil {
+			return err
+		}
+	}
+}
+
+func (l *Lease) giveBack(ctx context.Context) error {
 	if l.Row.Ended == "" || l.Row.Secret != "" { // if that is refused, another lease was on the channel since
 		if err := l.Reattach(ctx); err != nil && !rental.IsTransient(err) {
 			return err
@@ -123,7 +150,7 @@ func (l *leaseStream) Released(ctx context.Context, answer wire.Released) error 
 		}
 	}
 	if rec.LeaseID != l.Row.Lease || rec.Sequence > l.Row.Checker.Sequence+1 {
-		return fmt.Errorf("channel %s: record %d came after record %d: what lies between was never shown, and is not paid", l.ID, rec.Sequence, l.Row.Checker.Sequence)
+		return fmt.Errorf("channel %s: record %d came after record %d: %w", l.ID, rec.Sequence, l.Row.Checker.Sequence, errUnshown)
 	}
 	return l.Check(ctx, document)
 }

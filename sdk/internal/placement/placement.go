@@ -204,7 +204,11 @@ func goesOn(ctx context.Context, p Placer, a gpu.Allocation) error {
 		over <- ran
 		return err
 	})
-	if err == nil && <-over {
+	if err != nil {
+		h.log.Warn("whether a lease was taken back on this host is not known: it goes on", "lease", a.LeaseID, "error", err)
+		return nil
+	}
+	if <-over {
 		return ErrReclaimed
 	}
 	return nil

@@ -57,6 +57,9 @@ func (l *Ledger) Show(ctx context.Context) {
 		now.Row.Checker = &checker
 	}
 	paid, err := l.Payer.State(context.WithoutCancel(ctx), l.ID)
+	if err != nil {
+		boundlog.Warn(l.Wallet.Log, "what was paid could not be read: it is shown as before", l.ID, err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Paid = paid.Signed; err != nil {

@@ -273,6 +273,7 @@ func (l *Channel) awaitTold(ctx context.Context) error {
 			boundlog.Warn(l.Wallet.Log, "closing: what became of the rental's transactions is not known yet", l.ID, err)
 			return nil
 		}
+		l.Wallet.Log.Debug("closing: it is asked again what became of the rental's transactions", "channel", l.ID, "error", err)
 		if err := chain.Pause(ctx, l.Wallet.Poll); err != nil {
 			return err
 		}

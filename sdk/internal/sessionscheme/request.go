@@ -3,6 +3,8 @@ package sessionscheme
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -77,8 +79,11 @@ func (d *Challenges) read(r *http.Request) (*Request, error) {
 		return nil, err
 	}
 	offer, err := d.Store.Offers.Get(r.Context(), common.HexToHash(asked.ExternalID))
-	if err != nil {
+	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("%w: %w", wire.ErrChallenge, err)
+	}
+	if err != nil { // a disk that fails is no fault of the renter's
+		return nil, err
 	}
 	if class := scheme.ClassOf(r); class != "" && class != offer.ClassID() {
 		return nil, wire.MalformedCredential.With("the request is for class %.64q, and its credential is for GPUs of class %q: ask again for the price", class, offer.ClassID())

@@ -169,6 +169,9 @@ func (d *ticks) show(ctx context.Context, w http.ResponseWriter, r *Request, tab
 		return answer, nil // the answer has begun
 	}
 	rec, _, err := d.recordOf(ctx, note)
+	if err != nil {
+		d.Log.Warn("x402 stream ended before its record, which could not be read: its client has it again", "channel", tab.ID, "error", err)
+	}
 	if err == nil && rec != nil && lost == nil {
 		lost = send(events, rec.Sequence, wire.EventUsage, rec)
 	}
