@@ -1,8 +1,12 @@
 package budget_test
 
 import (
+	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/internal/sqlfault"
 	"github.com/gpupay/gpupay/sdk/budget"
@@ -41,4 +45,45 @@ func TestNoFaultIsSilent(t *testing.T) {
 	counts(t, b, noon, "k", route.Base(1200))
 	counts(t, b, noon, "", route.Base(1200))
 	t.Log(len(disk.Faults()), "faults")
+}
+
+// TestDamagedReservation: what counts in a day and cannot be read is said, and is not taken for nothing.
+func TestDamagedReservation(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "pool.db")
+	b := open(t, path)
+	limits := budget.Limits{All: route.Base(100_000)}
+	id := reserve(t, b, noon, "", limits, 4000)
+	ok(t, b.Dispatch(t.Context(), id, "0xc1", 1))
+	file, err := sqlx.Open("sqlite3", "file:"+path+"?_busy_timeout=10000")
+	ok(t, err)
+	defer file.Close()
+	if _, err := file.Exec(`UPDATE budget_holds SET counted = '?'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Done(t.Context(), id, route.Base(1)); err == nil {
+		t.Error("a reservation of ? is corrected")
+	}
+}
+
+// TestWhoseBudgetIsOver: whoever has a key of its own hears that its part of the day is used up, and not everybody's.
+func TestWhoseBudgetIsOver(t *testing.T) {
+	t.Parallel()
+	b := open(t, filepath.Join(t.TempDir(), "pool.db"))
+	key := route.Base(100)
+	for _, c := range []struct {
+		limits budget.Limits
+		key    string
+		said   string
+	}{
+		{budget.Limits{All: route.Base(1000), Key: &key}, "k", `today's budget of key "k" of`},
+		{budget.Limits{All: route.Base(100), Key: &key}, "", "today's budget of"},
+		{budget.Limits{All: route.Base(100), Key: &key}, "k", "today's budget of 100"},
+	} {
+		_, err := b.Reserve(t.Context(), noon, c.key, c.limits, route.Base(101))
+		var over *budget.ExceededError
+		if !errors.As(err, &over) || !strings.Contains(err.Error(), c.said) {
+			t.Errorf("%q: %v, want %s", c.key, err, c.said)
+		}
+	}
 }

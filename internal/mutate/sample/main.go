@@ -1,6 +1,6 @@
 // Command sample changes the sources at random in small ways, and asks whether any test of their package finds it.
 //
-//	go run ./internal/mutate/sample [-group regexp] [-p parallel] [-all] [-write]
+//	go run ./internal/mutate/sample [-group regexp] [-run regexp] [-p parallel] [-all] [-write]
 //
 // Changes are drawn in each group of files where money is decided, forty for each side of it: a condition negated, a boundary moved by one, ==
 // for !=, + for -, an error or a call left out, a constant one more. The draw is by a committed seed and by the names of
@@ -9,7 +9,7 @@
 // All changes that one package's tests are asked about are compiled into one test binary, each behind a switch. First each is tried with the test that
 // found it before, which killers.txt names. For what is left the tests are run once, one by one, to learn which of them
 // reach which change; then each change is switched on for those alone. What no test finds has to be in harmless.txt with
-// the reason, and is not tried again but with -all. With -write what found each change is written to killers.txt as it is found.
+// the reason, and is not tried again but with -all. -run asks only some tests, such as a new one, of what killers.txt knows no killer. With -write what found each change is written to killers.txt as it is found.
 package main
 
 import (
@@ -56,7 +56,7 @@ var targets = []target{
 	{[]string{"channel/store"}, []group{{"store", "channel/store", 40, []string{"*.go"}}}},
 	{[]string{"sdk/settle"}, []group{{"settle", "sdk/settle", 40, []string{"*.go"}}}},
 	{[]string{"sdk/chain"}, []group{{"chain", "sdk/chain", 40, []string{"*.go"}}}},
-	{[]string{"sdk/internal/rental", "sdk/internal/paystream", "sdk/renter"}, []group{ // the renter's, with what sdk/sidecar is asked of
+	{[]string{"sdk/internal/rental", "sdk/internal/paystream", "sdk/renter", "sdk/sidecar"}, []group{
 		{"rental", "sdk/internal/rental", 20, []string{"*.go"}},
 		{"paystream", "sdk/internal/paystream", 20, []string{"attach.go", "check.go", "f*.go", "lease.go", "pay.go", "release.go", "topup.go"}},
 	}},
@@ -100,12 +100,13 @@ func (t target) groupOf(dir, file string) string {
 
 func main() {
 	only := flag.String("group", "", "the groups whose names match (`regexp`)")
+	asked := flag.String("run", "", "ask only the tests whose names match (`regexp`), and about nothing that killers.txt names")
 	parallel := flag.Int("p", max(1, runtime.NumCPU()), "how many tests at a time")
 	every := flag.Bool("all", false, "try also what harmless.txt lists, with every test")
 	write := flag.Bool("write", false, "write what found each change to killers.txt")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	code, err := run(ctx, *only, *parallel, *every, *write)
+	code, err := run(ctx, *only, *asked, *parallel, *every, *write)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
@@ -114,8 +115,12 @@ func main() {
 	os.Exit(code)
 }
 
-func run(ctx context.Context, only string, parallel int, every, write bool) (int, error) {
+func run(ctx context.Context, only, asked string, parallel int, every, write bool) (int, error) {
 	wanted, err := regexp.Compile(only)
+	if err != nil {
+		return 1, err
+	}
+	tests, err := regexp.Compile(asked)
 	if err != nil {
 		return 1, err
 	}
@@ -131,7 +136,7 @@ func run(ctx context.Context, only string, parallel int, every, write bool) (int
 	if err != nil {
 		return 1, err
 	}
-	total := tally{root: root, harmless: harmless, killers: killers, every: every, write: write}
+	total := tally{root: root, harmless: harmless, killers: killers, asked: tests, every: every, write: write}
 	for _, t := range targets {
 		t.groups = slices.DeleteFunc(slices.Clone(t.groups), func(g group) bool { return !wanted.MatchString(g.name) })
 		if len(t.groups) == 0 {
@@ -163,6 +168,7 @@ type tally struct {
 	root     string
 	harmless map[string]string // why what no test finds costs nobody anything
 	killers  map[string]string // the test that found it
+	asked    *regexp.Regexp    // the tests that are asked; empty: all
 	every    bool              // what is harmless is tried too
 	write    bool              // what is found is written at once
 
@@ -229,8 +235,10 @@ func (t target) judge(ctx context.Context, root string, parallel int, total *tal
 		if list, binary, err = compile(ctx, root, scratch, tests, names, list); err != nil {
 			return err
 		}
-		r := &runner{binary: binary, dir: filepath.Join(root, tests), scratch: scratch, slots: make(chan struct{}, parallel), done: map[string]bool{}, found: total.found}
-		left := slices.DeleteFunc(slices.Clone(list), func(m *mutation) bool { return verdicts[m] != "" || !total.every && total.harmless[m.id] != "" })
+		r := &runner{binary: binary, dir: filepath.Join(root, tests), scratch: scratch, slots: make(chan struct{}, parallel), asked: total.asked, done: map[string]bool{}, found: total.found}
+		left := slices.DeleteFunc(slices.Clone(list), func(m *mutation) bool {
+			return verdicts[m] != "" || !total.every && total.harmless[m.id] != "" || total.asked.String() != "" && total.killers[m.id] != ""
+		})
 		found, err := r.verdicts(ctx, left, total.killers)
 		if err != nil {
 			return err
@@ -296,6 +304,8 @@ func (t *tally) count(m *mutation, killer string) {
 		t.equivalent++
 	case reason != "":
 		t.listed++
+	case t.asked.String() != "" && t.killers[m.id] != "":
+		t.killed++
 	default:
 		t.survived++
 		fmt.Printf("SURVIVED  %s: %s\n", where, m.what)

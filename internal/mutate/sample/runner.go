@@ -21,6 +21,7 @@ import (
 type runner struct {
 	binary, dir, scratch string
 	slots                chan struct{}
+	asked                *regexp.Regexp          // the tests
 	found                func(*mutation, string) // is told at once, one at a time
 
 	mu    sync.Mutex
@@ -47,7 +48,7 @@ func (r *runner) list(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("listing the tests: %w", err)
 	}
 	return slices.DeleteFunc(strings.Fields(string(out)), func(name string) bool {
-		return !strings.HasPrefix(name, "Test") && !strings.HasPrefix(name, "Fuzz") && !strings.HasPrefix(name, "Example")
+		return !strings.HasPrefix(name, "Test") && !strings.HasPrefix(name, "Fuzz") && !strings.HasPrefix(name, "Example") || !r.asked.MatchString(name)
 	}), nil
 }
 

@@ -331,3 +331,23 @@ func TestPaidAMomentLater(t *testing.T) {
 		t.Errorf("an honest provider is accused: %v", err)
 	}
 }
+
+// TestClocksThatDrift: a request that its provider ended at the offer's longest time, by a clock that is a thousandth faster than ours, is no failure.
+func TestClocksThatDrift(t *testing.T) {
+	const most = 10 // seconds: of which a thousandth is 10 ms
+	for _, c := range []struct {
+		short time.Duration // of the longest time, by our clock
+		ended bool
+	}{{0, true}, {clockSlack + 5*time.Millisecond, true}, {clockSlack + 20*time.Millisecond, false}} {
+		m := newMarket(t, openWallet(t), 3, 1, most)
+		l := m.leases[0]
+		id, err := l.Requests.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.clock.Advance(most*time.Second - c.short)
+		if got := l.Requests.limited(id); got != c.ended {
+			t.Errorf("%s short of its longest time: its provider may have ended it: %t, want %t", c.short, got, c.ended)
+		}
+	}
+}

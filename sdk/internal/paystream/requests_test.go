@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
 )
 
@@ -61,5 +62,29 @@ func TestFailIsKept(t *testing.T) {
 		if known, err := q.known(t.Context(), nil); err != nil || !known[id].Failed || q.cutOff(id) {
 			t.Errorf("%s: %+v, %v", name, known[id], err)
 		}
+	}
+}
+
+// TestForgottenFailure: what is known of a request, that it failed included, is forgotten with it: a rental of months keeps no list of them.
+func TestForgottenFailure(t *testing.T) {
+	m := newMarket(t, openWallet(t), 2, 1, 0)
+	l := m.leases[0]
+	m.begin(l)
+	m.pass(tick)
+	m.end(l, metering.RequestFailed)
+	for _, id := range l.broken {
+		l.Requests.End(id, rental.Errored)
+	}
+	if len(l.Requests.errored) != 1 {
+		t.Fatalf("%d failed", len(l.Requests.errored))
+	}
+	for range 5 {
+		m.pass(folded)
+		if err := m.record(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(l.Requests.own)+len(l.Requests.errored) > 0 {
+		t.Errorf("%d requests are kept, %d failures", len(l.Requests.own), len(l.Requests.errored))
 	}
 }
