@@ -28,6 +28,7 @@ type Candidate struct {
 	Quantization string   `json:"quantization,omitempty"` // such as fp8; empty: not said
 	Region       string   `json:"region,omitempty"`       // empty: not said
 	Policies     []string `json:"policies,omitempty"`     // what it promises, such as no-store
+	Prefill      bool     `json:"prefill,omitempty"`      // whether its server honours continue_final_message: who begins to answer may be followed by it
 }
 
 // Source is where candidates come from.
@@ -116,7 +117,7 @@ func read(text []byte) ([]Candidate, error) {
 		var wrong *json.UnmarshalTypeError
 		switch err := exactjson.Unmarshal(entry, &list[i]); {
 		case errors.As(err, &wrong):
-			return nil, fmt.Errorf("candidate %d: %q is a %s, and has to be a %s", i+1, cmp.Or(wrong.Field, "the entry"), wrong.Value, kindOf(wrong.Type))
+			return nil, fmt.Errorf("candidate %d: %q is a %s, and has to be %s", i+1, cmp.Or(wrong.Field, "the entry"), wrong.Value, kindOf(wrong.Type))
 		case err != nil:
 			return nil, fmt.Errorf("candidate %d: %w", i+1, err)
 		}
@@ -127,12 +128,14 @@ func read(text []byte) ([]Candidate, error) {
 // kindOf is what JSON calls a type.
 func kindOf(t reflect.Type) string {
 	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
 	case reflect.Slice:
-		return "list"
+		return "a list"
 	case reflect.Struct:
-		return `object such as {"url": .., "model": ..}`
+		return `an object such as {"url": .., "model": ..}`
 	}
-	return t.String()
+	return "a " + t.String()
 }
 
 // check refuses a list that cannot be meant.
@@ -170,7 +173,7 @@ var ErrEndpoint = errors.New("endpoint takes no requests now")
 // endpoint is a candidate with the price of its signed offer.
 func (c Candidate) endpoint(t terms) route.Endpoint {
 	return route.Endpoint{
-		ID: c.URL, Model: c.Model, Revision: c.Revision, Quantization: c.Quantization, Region: c.Region, Policies: c.Policies,
+		ID: c.URL, Model: c.Model, Revision: c.Revision, Quantization: c.Quantization, Region: c.Region, Policies: c.Policies, Prefill: c.Prefill,
 		Price: route.Price{PerSlotSecond: t.price}, MaxInFlight: t.slots,
 	}
 }

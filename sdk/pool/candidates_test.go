@@ -20,6 +20,9 @@ func TestListsSayWhatIsWrong(t *testing.T) {
 		`[{"url":"b.example:8402","model":"m"}]`: `candidate 1: "url" is no provider's`, `[{"url":"https://u:secret@b.example","model":"m"}]`: `candidate 1: "url" is no provider's`,
 		`[{"url":"https://b.example","model":7}]`:                         `candidate 1: "model" is a number, and has to be a string`,
 		`[{"url":"https://b.example","model":"m","policies":"no-store"}]`: `candidate 1: "policies" is a string, and has to be a list`,
+		`[{"url":"https://b.example","model":"m","prefill":"yes"}]`:       `candidate 1: "prefill" is a string, and has to be true or false`,
+		`[{"url":"https://b.example","model":"m","prefill":1}]`:           `candidate 1: "prefill" is a number, and has to be true or false`,
+		`[{"url":"https://b.example","model":"m","Prefill":true}]`:        `candidate 1: `,
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -28,5 +31,11 @@ func TestListsSayWhatIsWrong(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), file) || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, want %q", text, err, says)
 		}
+	}
+	if err := os.WriteFile(file, []byte(`[`+good+`{"url":"https://b.example","model":"m","prefill":true}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := pool.File(file).Candidates(t.Context()); err != nil || len(list) != 2 || list[0].Prefill || !list[1].Prefill {
+		t.Errorf("%+v %v", list, err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/internal/continuation"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/route"
@@ -32,19 +33,22 @@ type call struct {
 	*Server
 	w     http.ResponseWriter
 	r     *http.Request
-	q     *query
+	q     *query // what is asked for now: what is missing of an answer that has begun
+	whole *query // as the caller asked
 	key   Key
 	began time.Time
 
 	tried  []failure
 	ignore []string
-	lost   int           // times that another request took meanwhile what was left
-	looked bool          // whether one that was missing was looked for again
-	begun  bool          // whether the caller has got something of an answer
-	out    *serve.Stream // of an answer that is a stream
-	cost   route.Nano    // of all attempts
-	answer func()        // writes what is left of a whole answer, once its cost is known
-	line   line          // what is said of it at the end
+	lost   int                // times that another request took meanwhile what was left
+	looked bool               // whether one that was missing was looked for again
+	begun  bool               // whether the caller has got something of an answer
+	by     route.Endpoint     // that began it
+	said   *continuation.Said // what that is; nil: nobody could go on with it
+	out    *serve.Stream      // of an answer that is a stream
+	cost   route.Nano         // of all attempts
+	answer func()             // writes what is left of a whole answer, once its cost is known
+	line   line               // what is said of it at the end
 }
 
 // failure is why an attempt came to nothing, in words for the caller.
@@ -60,6 +64,8 @@ type failure struct {
 type attempt struct {
 	choice *route.Choice
 	hold   Hold
+	resume bool   // whether it goes on with an answer that has begun
+	held   []byte // comments before the first event
 	sent   time.Time
 	first  time.Time // when the first token came; zero: none has
 	out    int64     // tokens of the answer, as we counted them
@@ -80,7 +86,7 @@ func (c *call) serve() {
 	for len(c.tried) < c.config.Attempts && c.r.Context().Err() == nil {
 		a, failed := c.choose()
 		if failed != nil {
-			c.fail(failed)
+			c.giveUp(failed)
 			return
 		}
 		if a == nil { // the provider could not be paid
@@ -88,17 +94,17 @@ func (c *call) serve() {
 		}
 		end := c.try(a)
 		c.settle(a, end)
-		switch {
-		case end.outcome == route.Done:
+		switch end.outcome {
+		case route.Done:
 			c.answer()
 			return
-		case end.outcome == route.Aborted:
-			return
-		case c.begun:
-			c.breakOff(a, end)
+		case route.Aborted:
 			return
 		}
 		c.next(a, end)
+		if c.begun && !c.goesOn(end) {
+			break
+		}
 		if end.charged && context.Cause(a.limit) == errLimit { // the next one would be paid for the same
 			break
 		}
@@ -106,7 +112,17 @@ func (c *call) serve() {
 			break
 		}
 	}
-	if c.r.Context().Err() == nil {
+	c.giveUp(nil)
+}
+
+// giveUp ends a request that nobody has answered whole, with an error, or with that of all that were asked.
+func (c *call) giveUp(failed *APIError) {
+	switch {
+	case c.begun:
+		c.breakOff(failed)
+	case failed != nil:
+		c.fail(failed)
+	case c.r.Context().Err() == nil:
 		c.fail(c.exhausted())
 	}
 }
@@ -120,14 +136,18 @@ func (c *call) choose() (*attempt, *APIError) {
 	}
 	request := c.within(c.q.request(c), c.key.Name, left)
 	endpoints := c.refresh(c.q.models)
+	steps := c.q.steps(endpoints)
+	if c.begun {
+		steps = c.elsewhere(steps, endpoints)
+	}
 	var none *route.NoneError
-	for _, step := range c.q.steps(endpoints) {
+	for _, step := range steps {
 		request.Model, request.Only = step.model, step.only
 		choice, err := c.router.Choose(c.clock(), request)
 		var out *route.NoneError
 		switch {
 		case errors.As(err, &out):
-			if none == nil || none.Out[route.RuleModel] > 0 {
+			if none == nil || none.Out[route.RuleModel] > 0 || c.begun && out.Out[route.RuleBudget]+out.Out[route.RuleCap] > 0 {
 				none = out
 			}
 			continue
@@ -135,6 +155,9 @@ func (c *call) choose() (*attempt, *APIError) {
 			return nil, c.trouble("choosing a provider", err)
 		}
 		return c.reserve(choice)
+	}
+	if c.begun {
+		return nil, c.nowhere(none, others)
 	}
 	if len(c.tried) > 0 {
 		return nil, c.exhausted()
@@ -191,7 +214,7 @@ func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
 func (c *call) try(a *attempt) ending {
 	limit, cancel := context.WithTimeoutCause(c.r.Context(), a.choice.Limit, errLimit)
 	defer cancel()
-	a.limit, a.sent = limit, c.config.Now()
+	a.limit, a.sent, a.resume = limit, c.config.Now(), c.begun
 	res, err := a.hold.RoundTrip(c.q.outgoing(c.r.WithContext(limit), a.choice.Endpoint.Model))
 	if err != nil {
 		c.debug("a provider did not answer", a.choice.Endpoint.ID, kind(err))
@@ -211,6 +234,8 @@ func (c *call) try(a *attempt) ending {
 		return ending{why: "reported an error"}
 	case res.StatusCode == http.StatusForbidden, res.StatusCode == http.StatusNotFound: // of the inference server, which a sidecar bills its time
 		return ending{charged: true, why: "does not serve this request"}
+	case a.resume && res.StatusCode >= 400:
+		return ending{charged: true, why: "refused to go on with the answer"}
 	}
 	return c.relay(a, res)
 }
@@ -252,12 +277,12 @@ func (c *call) settle(a *attempt, end ending) {
 	}
 	c.running.Add(-1)
 	c.cost = c.cost.Add(cost)
+	c.line.of(a, end)
 	c.stats.attempt(a, end, took, cost, c.q.inTok)
 	if end.outcome == route.Done {
 		c.sessions.ran(c.q.turns, a.choice.Endpoint.ID, c.q.inTok)
-		c.learned.add(c.key.Name, a.choice.Endpoint.Model, a.out)
+		c.learned.add(c.key.Name, a.choice.Endpoint.Model, c.line.Out)
 	}
-	c.line.of(a, end)
 }
 
 // next leaves a provider out of what is tried from here on.
@@ -281,7 +306,7 @@ func (q *query) request(c *call) route.Request {
 	if r.MaxTokens <= 0 {
 		r.MaxTokens = c.config.MaxTokens
 	}
-	r.OutTokens = min(c.learned.expect(c.key.Name, q.models[0]), r.MaxTokens)
+	r.OutTokens = min(max(1, c.learned.expect(c.key.Name, q.models[0])-c.line.Out), r.MaxTokens)
 	if q.path == pathEmbeddings {
 		r.OutTokens = 1
 	}

@@ -29,6 +29,7 @@ type offer struct {
 	Region        string  `json:"region,omitempty"`
 	Quantization  string  `json:"quantization,omitempty"`
 	Revision      string  `json:"revision,omitempty"`
+	Prefill       bool    `json:"prefill,omitempty"` // whether it goes on with an answer that another one began
 }
 
 // listed is the union of what providers serve, by model.
@@ -55,7 +56,7 @@ func (s *Server) listed(key Key) []model {
 
 func (s *Server) offer(e route.Endpoint) offer {
 	return offer{
-		Provider: redact.URL(e.ID), Region: e.Region, Quantization: e.Quantization, Revision: e.Revision,
+		Provider: redact.URL(e.ID), Region: e.Region, Quantization: e.Quantization, Revision: e.Revision, Prefill: e.Prefill,
 		PerSlotHour: s.stats.dollars(e.Price.PerSlotSecond) * 3600, PerMillionIn: s.stats.dollars(e.Price.PerInputToken) * 1e6,
 		PerMillionOut: s.stats.dollars(e.Price.PerOutputToken) * 1e6, Measured: s.stats.perMillion(e),
 	}

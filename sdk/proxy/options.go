@@ -10,14 +10,15 @@ import (
 
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/sdk/internal/continuation"
 	"github.com/gpupay/gpupay/sdk/route"
 )
 
-// options are those of OpenRouter's "provider" object that are served. Any other is refused: one that is ignored would be a promise that
+// options are those of OpenRouter's "provider" object that are served, and stream_recovery. Any other is refused: one that is ignored would be a promise that
 // nobody keeps.
 type options struct {
 	order, only, ignore, quantizations []string
-	noFallbacks                        bool
+	noFallbacks, noRecovery            bool
 	sort                               route.Sort
 	promptPrice, completionPrice       *big.Rat // dollars a million tokens; nil: no bound
 }
@@ -26,12 +27,12 @@ func (o *options) parse(value json.RawMessage) *APIError {
 	if bytes.Equal(value, []byte("null")) {
 		return nil
 	}
-	all, err := members(value)
+	all, err := continuation.Members(value)
 	if err != nil {
 		return invalid("provider", "The options in \"provider\" cannot be read: %v.", err)
 	}
 	for _, m := range all {
-		if bytes.Equal(m.value, []byte("null")) {
+		if bytes.Equal(m.Value, []byte("null")) {
 			continue
 		}
 		if e := o.option(m); e != nil {
@@ -41,25 +42,25 @@ func (o *options) parse(value json.RawMessage) *APIError {
 	return nil
 }
 
-func (o *options) option(m member) *APIError {
-	name := "provider." + m.name
+func (o *options) option(m continuation.Member) *APIError {
+	name := "provider." + m.Name
 	var err error
-	switch m.name {
+	switch m.Name {
 	case "order":
-		err = json.Unmarshal(m.value, &o.order)
+		err = json.Unmarshal(m.Value, &o.order)
 	case "only":
-		err = json.Unmarshal(m.value, &o.only)
+		err = json.Unmarshal(m.Value, &o.only)
 	case "ignore":
-		err = json.Unmarshal(m.value, &o.ignore)
+		err = json.Unmarshal(m.Value, &o.ignore)
 	case "quantizations":
-		err = json.Unmarshal(m.value, &o.quantizations)
+		err = json.Unmarshal(m.Value, &o.quantizations)
 	case "allow_fallbacks":
 		allow := true
-		err = json.Unmarshal(m.value, &allow)
+		err = json.Unmarshal(m.Value, &allow)
 		o.noFallbacks = !allow
 	case "sort":
 		var by string
-		if err = json.Unmarshal(m.value, &by); err != nil {
+		if err = json.Unmarshal(m.Value, &by); err != nil {
 			break
 		}
 		switch by {
@@ -70,11 +71,17 @@ func (o *options) option(m member) *APIError {
 		default:
 			return invalid(name, "\"provider.sort\" is price, throughput or latency.")
 		}
+	case "stream_recovery":
+		var how string
+		if err = json.Unmarshal(m.Value, &how); err == nil && how != "continue" && how != "error" {
+			return invalid(name, "\"provider.stream_recovery\" is continue or error.")
+		}
+		o.noRecovery = how == "error"
 	case "max_price":
-		return o.prices(m.value)
+		return o.prices(m.Value)
 	default:
 		return invalid(name, "The option %.60q of \"provider\" is not served here, and is not ignored either: take it out. Served are order, only, ignore, allow_fallbacks, "+
-			"max_price, sort and quantizations.", m.name)
+			"max_price, sort, quantizations and stream_recovery.", m.Name)
 	}
 	if err != nil {
 		return invalid(name, "%q has another type than it should have.", name)
@@ -84,27 +91,27 @@ func (o *options) option(m member) *APIError {
 
 // prices reads bounds in dollars a million tokens, which are numbers or texts.
 func (o *options) prices(value json.RawMessage) *APIError {
-	all, err := members(value)
+	all, err := continuation.Members(value)
 	if err != nil {
 		return invalid("provider.max_price", "\"provider.max_price\" is an object such as {\"prompt\": 1, \"completion\": 2}.")
 	}
 	for _, m := range all {
 		into := &o.promptPrice
-		switch m.name {
+		switch m.Name {
 		case "prompt":
 		case "completion":
 			into = &o.completionPrice
 		default:
-			return invalid("provider.max_price."+m.name, "Of \"provider.max_price\" prompt and completion are served, in dollars a million tokens: take the others out.")
+			return invalid("provider.max_price."+m.Name, "Of \"provider.max_price\" prompt and completion are served, in dollars a million tokens: take the others out.")
 		}
-		text := strings.Trim(string(m.value), `"`)
+		text := strings.Trim(string(m.Value), `"`)
 		plain := len(text) <= 40 && strings.Trim(text, "0123456789.") == ""
 		price, ok := new(big.Rat), false
 		if plain {
 			price, ok = price.SetString(text)
 		}
 		if !ok || price.Cmp(big.NewRat(1_000_000_000, 1)) > 0 {
-			return invalid("provider.max_price."+m.name, "\"provider.max_price.%s\" is an amount of dollars a million tokens, such as 0.50.", m.name)
+			return invalid("provider.max_price."+m.Name, "\"provider.max_price.%s\" is an amount of dollars a million tokens, such as 0.50.", m.Name)
 		}
 		*into = price
 	}

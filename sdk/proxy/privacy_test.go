@@ -36,9 +36,12 @@ func TestNothingIsKept(t *testing.T) {
 		}
 		http.Error(w, `{"error":{"message":"`+canary+`"}}`, http.StatusInternalServerError)
 	}
-	d := newDesk(t, []*engine{newEngine(t, answers), newEngine(t, answers)}, func(c *proxy.Config, _ *purse) {
+	d := newDesk(t, []*engine{newEngine(t, answers), newEngine(t, answers)}, func(c *proxy.Config, p *purse) {
 		debug := &slog.HandlerOptions{Level: slog.LevelDebug - 4}
 		c.Log, c.Requests, c.Keys = slog.New(slog.NewJSONHandler(&log, debug)), slog.New(slog.NewJSONHandler(&requests, debug)), keys
+		for i := range p.endpoints {
+			p.endpoints[i].Prefill = true
+		}
 	})
 	var words strings.Builder
 	for _, body := range []string{
@@ -49,6 +52,10 @@ func TestNothingIsKept(t *testing.T) {
 		a := d.post("/v1/chat/completions?"+canary, body, "Authorization", "Bearer "+secret, "X-Request-Id", canary)
 		if a.StatusCode >= 400 {
 			words.WriteString(a.text)
+		} else if at := strings.Index(a.text, `data: {"error"`); at < 0 || a.Trailer.Get("X-Gpupay-Attempts") != "2" { // it was gone on with, in vain
+			t.Errorf("%q %v", a.text, a.Trailer)
+		} else {
+			words.WriteString(a.text[at:])
 		}
 		d.post("/v1/chat/completions", body, "Authorization", "Bearer "+canary)
 	}

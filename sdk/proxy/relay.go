@@ -43,6 +43,9 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 	if kind == "text/event-stream" {
 		return c.stream(a, res, verdict)
 	}
+	if a.resume {
+		return ending{failed: true, why: "answered with something else than events"}
+	}
 	if res.StatusCode < 400 && kind != "application/json" && !strings.HasSuffix(kind, "+json") { // a page of a gateway's, or of who has the domain now
 		return ending{failed: true, why: "answered with something else than JSON or events"}
 	}
@@ -94,44 +97,21 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 	c.out = serve.NewStream(c.w, writeTimeout)
 	out := c.out
 	defer context.AfterFunc(a.limit, out.End)() // a caller that does not read holds up no more than it pays for
-	var held []byte                             // comments before the first event
+	if !c.begun {
+		c.said = c.q.notes()
+	}
 	var cut events
 	piece := make([]byte, 32<<10)
 	for {
 		n, failed := res.Body.Read(piece)
 		cut.add(piece[:n])
 		for event, ok := cut.next(); ok; event, ok = cut.next() {
-			verdict.Read(event)
-			if verdict.Failed() {
-				return ending{failed: true, why: "reported an error in its answer"}
-			}
-			said := data(event)
-			if len(said) == 0 {
-				event = silent(event)
-				if !c.begun {
-					if len(held)+len(event) <= maxHeld {
-						held = append(held, event...)
-					}
-					continue
-				}
-			}
-			a.count(said, c.config.Now())
-			if !c.begun {
-				c.begin(a, res)
-				event = append(held, event...)
-			}
-			if _, err := out.Write(event); err != nil {
-				return c.left()
-			}
-			if verdict.Over() {
-				if out.Flush() != nil {
-					return c.left()
-				}
-				closes(res.Body)
-				return c.streamed(a, res, verdict, out, nil)
+			if end, over := c.pass(a, res, verdict, event); over {
+				return end
 			}
 		}
 		if cut.long() {
+			c.said = nil // what goes on would be paid beside it
 			return ending{charged: true, why: "sent an event of more than " + size(maxEvent)}
 		}
 		if c.begun && out.Flush() != nil {
@@ -140,10 +120,55 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 		switch {
 		case errors.Is(failed, io.EOF):
 			return c.streamed(a, res, verdict, out, cut.rest())
+		case failed != nil && c.said != nil && c.said.Over() && a.limit.Err() == nil: // what is missing are figures
+			_, _ = out.Write([]byte("data: [DONE]\n\n"))
+			return c.ended(a)
 		case failed != nil:
 			return c.broken(a, "broke off in the middle of its answer")
 		}
 	}
+}
+
+// pass passes one event on; over: the attempt ends with it.
+func (c *call) pass(a *attempt, res *http.Response, verdict *upstream.Verdict, event []byte) (end ending, over bool) {
+	verdict.Read(event)
+	if verdict.Failed() {
+		return ending{failed: true, why: "reported an error in its answer"}, true
+	}
+	said := data(event)
+	if len(said) == 0 {
+		event = silent(event)
+		if !c.begun {
+			if len(a.held)+len(event) <= maxHeld {
+				a.held = append(a.held, event...)
+			}
+			return ending{}, false
+		}
+	} else if c.said != nil {
+		if a.resume {
+			var ok bool
+			if event, ok = c.said.Splice(said); !ok {
+				return ending{failed: true, why: "answered with something else than events of a chat"}, true
+			}
+		}
+		c.said.Hear(said)
+	}
+	a.count(said, c.config.Now())
+	if !c.begun {
+		c.begin(a, res)
+		event = append(a.held, event...)
+	}
+	if _, err := c.out.Write(event); err != nil {
+		return c.left(), true
+	}
+	if verdict.Over() {
+		if c.out.Flush() != nil {
+			return c.left(), true
+		}
+		closes(res.Body)
+		return c.streamed(a, res, verdict, c.out, nil), true
+	}
+	return ending{}, false
 }
 
 // openFor is how long a provider may keep an answer open that is over, and be paid for it.
@@ -173,12 +198,25 @@ func (c *call) streamed(a *attempt, res *http.Response, verdict *upstream.Verdic
 		}
 		c.begin(a, res)
 	}
+	if said := data(rest); a.resume && len(said) > 0 {
+		rest, _ = c.said.Splice(said)
+	}
 	if rest = bytes.TrimRight(rest, "\r\n"); len(rest) > 0 {
 		if _, err := out.Write(append(rest, "\n\n"...)); err != nil {
 			return c.left()
 		}
 	}
+	return c.ended(a)
+}
+
+// ended is the end of a stream that is whole. What was not known at its head is said behind it.
+func (c *call) ended(a *attempt) ending {
+	out := c.out
 	c.answer = func() {
+		if a.resume {
+			c.late(out, HeaderProvider, redact.URL(a.choice.Endpoint.ID))
+			c.late(out, HeaderAttempts, strconv.Itoa(len(c.tried)+1))
+		}
 		cost := c.money(c.cost)
 		_, _ = fmt.Fprintf(out, ": %s %s\n", HeaderCost, cost)
 		c.w.Header().Set(HeaderCost, cost)
@@ -188,12 +226,18 @@ func (c *call) streamed(a *attempt, res *http.Response, verdict *upstream.Verdic
 	return ending{outcome: route.Done, charged: true}
 }
 
+// late says behind a stream what its head has said otherwise.
+func (c *call) late(out *serve.Stream, header, value string) {
+	_, _ = fmt.Fprintf(out, ": %s %s\n", header, value)
+	c.w.Header().Set(http.TrailerPrefix+header, value)
+}
+
 // begin is the moment from which the caller has something of this answer.
 func (c *call) begin(a *attempt, res *http.Response) {
 	c.head(a, res)
 	c.w.Header().Set("Trailer", HeaderCost)
 	c.w.WriteHeader(res.StatusCode)
-	c.begun, c.line.Status = true, res.StatusCode
+	c.begun, c.by, c.line.Status = true, a.choice.Endpoint, res.StatusCode
 }
 
 // count measures an event.
@@ -204,18 +248,31 @@ func (a *attempt) count(said []byte, now time.Time) {
 	}
 }
 
-// breakOff tells a caller whose answer has begun that it will not end.
-func (c *call) breakOff(a *attempt, end ending) {
-	advice := "Send the request again for another one."
-	if end.outcome == route.Cut {
-		advice, _ = c.afterCut(a.choice)
+// breakOff tells a caller whose answer has begun that it will not end, and why nobody goes on with it, if somebody was looked for.
+func (c *call) breakOff(failed *APIError) {
+	if c.r.Context().Err() != nil { // it left
+		return
 	}
-	e := failedAt("The answer is not whole: provider %s %s. %s %s", redact.URL(a.choice.Endpoint.ID), end.why, c.charged(), advice)
+	var why []string
+	for _, f := range c.tried {
+		why = append(why, "provider "+redact.URL(f.endpoint)+" "+f.why)
+	}
+	words, advice := strings.Join(why, "; ")+".", "Send the request again for another one."
+	if last := c.tried[len(c.tried)-1].cut; last != nil {
+		advice, _ = c.afterCut(last)
+	}
+	if failed != nil {
+		words += " It is not gone on with elsewhere: " + failed.Message
+		if failed.Code != "" { // it says what to do
+			advice = ""
+		}
+	}
+	e := failedAt("%s", strings.TrimSpace(fmt.Sprintf("The answer is not whole: %s %s %s", words, c.charged(), advice)))
 	e.Code = "answer_broken"
-	out := c.out
-	_, _ = out.Write(e.event(c.q.path))
+	_, _ = c.out.Write(e.event(c.q.path))
 	c.w.Header().Set(HeaderCost, c.money(c.cost))
-	_ = out.Flush()
+	c.w.Header().Set(http.TrailerPrefix+HeaderAttempts, strconv.Itoa(len(c.tried)))
+	_ = c.out.Flush()
 	serve.Hurry(c.w)
 	c.line.Error = e.Code
 }

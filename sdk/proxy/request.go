@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/internal/continuation"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 // query is a caller's request: what goes to a provider, and what the router is to know of it.
 type query struct {
 	path    string
-	members []member // of the body, but for those that are the proxy's
+	members []continuation.Member // of the body, but for those that are the proxy's
 	stream  bool
 	models  []string // in the order in which they are tried
 	inTok   int64
@@ -32,61 +33,15 @@ type query struct {
 	turns   []uint64 // see session
 }
 
-// member is one member of the body's object, byte for byte.
-type member struct {
-	name  string
-	value json.RawMessage
-}
-
-// members takes an object apart, and keeps the order and the bytes of what is in it: what a provider gets is what the caller wrote.
-func members(body []byte) ([]member, error) {
-	d := json.NewDecoder(bytes.NewReader(body))
-	if open, err := d.Token(); err != nil || open != json.Delim('{') {
-		return nil, errors.New("it is no JSON object")
-	}
-	var all []member
-	seen := make(map[string]bool)
-	for d.More() {
-		name, err := d.Token()
-		if err != nil {
-			return nil, errors.New("it is no JSON object")
-		}
-		m := member{name: name.(string)}
-		if err := d.Decode(&m.value); err != nil {
-			return nil, errors.New("it is no JSON object")
-		}
-		if seen[m.name] {
-			return nil, errors.New("a member stands in it twice")
-		}
-		seen[m.name] = true
-		all = append(all, m)
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, errors.New("it is no JSON object")
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("something stands behind its object")
-	}
-	return all, nil
-}
-
 // body is what a provider is sent, of one model.
 func (q *query) body(model string) []byte {
-	name, _ := json.Marshal(model)
-	out := []byte{'{'}
-	for i, m := range q.members {
-		if i > 0 {
-			out = append(out, ',')
+	all := slices.Clone(q.members)
+	for i := range all {
+		if all[i].Name == "model" {
+			all[i].Value, _ = json.Marshal(model)
 		}
-		key, _ := json.Marshal(m.name)
-		out = append(append(out, key...), ':')
-		if m.name == "model" {
-			out = append(out, name...)
-			continue
-		}
-		out = append(out, m.value...)
 	}
-	return append(out, '}')
+	return continuation.Object(all)
 }
 
 // read takes a request in.
@@ -103,7 +58,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) (*query, *APIError
 		return nil, invalid("", "The request's body did not arrive whole.")
 	}
 	q := &query{path: r.URL.Path}
-	if q.members, err = members(body); err != nil {
+	if q.members, err = continuation.Members(body); err != nil {
 		return nil, invalid("", "The request's body cannot be read: %v.", err)
 	}
 	return q, q.parse()
@@ -114,35 +69,35 @@ func (q *query) parse() *APIError {
 	var model string
 	var text int
 	for _, m := range q.members {
-		if own := alike(m.name); own != "" {
-			return invalid(m.name, "%q is %q in OpenAI's API: servers that do not tell them apart would read what was not looked at here.", redact.Line(m.name), own)
+		if own := alike(m.Name); own != "" {
+			return invalid(m.Name, "%q is %q in OpenAI's API: servers that do not tell them apart would read what was not looked at here.", redact.Line(m.Name), own)
 		}
 		wrong := error(nil)
-		switch m.name {
+		switch m.Name {
 		case "model":
-			wrong = json.Unmarshal(m.value, &model)
+			wrong = json.Unmarshal(m.Value, &model)
 		case "models":
-			wrong = json.Unmarshal(m.value, &q.models)
+			wrong = json.Unmarshal(m.Value, &q.models)
 		case "provider":
-			if e := q.options.parse(m.value); e != nil {
+			if e := q.options.parse(m.Value); e != nil {
 				return e
 			}
 		case "stream":
-			wrong = json.Unmarshal(m.value, &q.stream)
+			wrong = json.Unmarshal(m.Value, &q.stream)
 		case "background":
-			if string(m.value) != "false" && string(m.value) != "null" {
+			if string(m.Value) != "false" && string(m.Value) != "null" {
 				return invalid("background", "Work in the background is not passed on: leave out \"background\".")
 			}
 		case "max_tokens", "max_completion_tokens", "max_output_tokens":
 			var n *int64
-			if wrong = json.Unmarshal(m.value, &n); wrong == nil && n != nil {
+			if wrong = json.Unmarshal(m.Value, &n); wrong == nil && n != nil {
 				q.maxTok = max(q.maxTok, *n)
 			}
 		case "messages", "prompt", "input", "instructions", "tools":
-			text += len(m.value)
+			text += len(m.Value)
 		}
 		if wrong != nil {
-			return invalid(m.name, "%q has another type than OpenAI's API gives it.", m.name)
+			return invalid(m.Name, "%q has another type than OpenAI's API gives it.", m.Name)
 		}
 	}
 	q.inTok = int64(text / bytesPerToken)
@@ -158,9 +113,9 @@ func (q *query) parse() *APIError {
 	if q.path == pathEmbeddings {
 		q.maxTok = embeds(q.members, q.inTok)
 	}
-	q.members = slices.DeleteFunc(q.members, func(m member) bool { return m.name == "models" || m.name == "provider" })
-	if !slices.ContainsFunc(q.members, func(m member) bool { return m.name == "model" }) {
-		q.members = append(q.members, member{name: "model"})
+	q.members = slices.DeleteFunc(q.members, func(m continuation.Member) bool { return m.Name == "models" || m.Name == "provider" })
+	if !slices.ContainsFunc(q.members, func(m continuation.Member) bool { return m.Name == "model" }) {
+		q.members = append(q.members, continuation.Member{Name: "model"})
 	}
 	q.turns = turns(q.members)
 	return nil
@@ -182,11 +137,11 @@ func alike(name string) string {
 
 // embeds is for how many tokens of an answer's time embeddings are reserved, which have none: 10 ms for a token of the input and 20 ms for a
 // text, while nothing is known of the server. Servers take a small part of that, and what is not used comes back.
-func embeds(members []member, in int64) int64 {
+func embeds(members []continuation.Member, in int64) int64 {
 	texts := int64(1)
 	for _, m := range members {
 		var list []json.RawMessage
-		if m.name == "input" && json.Unmarshal(m.value, &list) == nil {
+		if m.Name == "input" && json.Unmarshal(m.Value, &list) == nil {
 			texts = int64(len(list))
 		}
 	}

@@ -128,6 +128,7 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request) {
 		c.fail(failed)
 		return
 	}
+	c.whole = c.q
 	if len(c.key.Models) > 0 {
 		c.q.models = slices.DeleteFunc(c.q.models, func(m string) bool { return !slices.Contains(c.key.Models, m) })
 		if len(c.q.models) == 0 {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"hash/maphash"
 	"sync"
+
+	"github.com/gpupay/gpupay/sdk/internal/continuation"
 )
 
 // session is where the turns of conversations ran, so that the next turn goes where most of its prompt has been read already. A
@@ -25,13 +27,13 @@ const maxTurns = 4096
 var turnSeed = maphash.MakeSeed()
 
 // turns hash each beginning of a conversation, the shortest first: its first message, its first two, and so on.
-func turns(all []member) []uint64 {
+func turns(all []continuation.Member) []uint64 {
 	for _, m := range all {
-		if m.name != "messages" && m.name != "input" {
+		if m.Name != "messages" && m.Name != "input" {
 			continue
 		}
 		var messages []json.RawMessage
-		if json.Unmarshal(m.value, &messages) != nil {
+		if json.Unmarshal(m.Value, &messages) != nil {
 			return nil
 		}
 		var h maphash.Hash

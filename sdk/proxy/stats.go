@@ -25,8 +25,8 @@ type line struct {
 }
 
 func (l *line) of(a *attempt, end ending) {
-	l.Provider, l.Model, l.Out, l.Why = redact.URL(a.choice.Endpoint.ID), a.choice.Endpoint.Model, a.out, end.why
-	if !a.first.IsZero() {
+	l.Provider, l.Model, l.Out, l.Why = redact.URL(a.choice.Endpoint.ID), a.choice.Endpoint.Model, l.Out+a.out, end.why
+	if !a.first.IsZero() && !a.resume {
 		l.First = a.first.Sub(a.sent)
 	}
 }
@@ -34,7 +34,7 @@ func (l *line) of(a *attempt, end ending) {
 // log writes the request's line.
 func (c *call) log() {
 	attempts := len(c.tried)
-	if c.line.Status < 400 && c.line.Provider != "" {
+	if c.line.Status < 400 && c.line.Provider != "" && c.line.Error == "" {
 		attempts++
 	}
 	model, path, in := c.line.Model, "", int64(0)

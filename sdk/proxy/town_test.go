@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
@@ -40,6 +42,7 @@ type town struct {
 	shops []*shop
 	pool  *pool.Pool
 	key   *ecdsa.PrivateKey
+	dir   string // of the payer's databases
 }
 
 const funds = 1_000_000_000 // base units: 1,000 dollars
@@ -73,6 +76,7 @@ func newTown(t *testing.T, price, budget string, engines []*engine, change ...fu
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	w.dir = dir
 	client, err := renter.New(t.Context(), renter.Config{
 		RPC: local.URL, Token: local.Token, Key: channel.NewKey(w.key), Database: filepath.Join(dir, "renter.db"), Patience: 3 * time.Second,
 		Caps:  wallet.Caps{PricePerGPUHour: "10000", PerLease: wallet.Unlimited, PerDay: wallet.Unlimited, PerPayee: wallet.Unlimited},
@@ -286,14 +290,59 @@ func TestCallerLeavesASidecar(t *testing.T) {
 	}
 }
 
+// TestGoesOnAtASidecar: an answer that breaks off at a real sidecar is gone on with at another, which alone is paid, once, and no text of it is in
+// a database.
+func TestGoesOnAtASidecar(t *testing.T) {
+	t.Parallel()
+	text := strings.Repeat(canary+" ", 20)
+	takes := func(s scribe) *engine {
+		return newEngine(t, func(w http.ResponseWriter, r *http.Request) { time.Sleep(300 * time.Millisecond); s.serve(w, r) })
+	}
+	w := newTown(t, "3600", "100", []*engine{takes(scribe{id: "x", text: text, piece: 30, dies: 3, how: reset}), takes(scribe{id: "y", text: text, piece: 8, dies: -1})})
+	var candidates []pool.Candidate
+	for _, s := range w.shops {
+		candidates = append(candidates, pool.Candidate{URL: s.URL, Model: "m", Prefill: true})
+	}
+	if err := w.pool.Set(candidates); err != nil {
+		t.Fatal(err)
+	}
+	rig.Eventually(t, "the list", func() bool { return w.pool.Endpoints()[0].Prefill })
+	time.Sleep(time.Second) // for as long as the proxy takes the list for the same
+	a := w.chat(`,"stream":true,"max_tokens":200,"provider":{"order":["` + w.shops[0].URL + `"]}`)
+	if h := a.heard(t); h.text != text || h.finish != "stop" || h.ends != 1 || h.id != "x" || a.Trailer.Get("X-Gpupay-Attempts") != "2" || a.err != nil {
+		t.Errorf("%+v %v", h, a.err)
+	}
+	closing, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := w.pool.Close(closing); err != nil {
+		t.Fatal(err)
+	}
+	paid := funds - w.has()
+	first, second := w.balance(crypto.PubkeyToAddress(w.chain.Keys[0].PublicKey)), w.balance(crypto.PubkeyToAddress(w.chain.Keys[1].PublicKey))
+	if first != 0 || second != paid || paid < 31_250*3/10 || paid > 31_250*5 { // 0.3 s at least
+		t.Errorf("%d base units were paid: %d to who broke off, %d to who went on", paid, first, second)
+	}
+	files, err := filepath.Glob(filepath.Join(w.dir, "*"))
+	if err != nil || len(files) < 2 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		if kept, err := os.ReadFile(name); err != nil || strings.Contains(string(kept), canary) {
+			t.Errorf("%s has text of the answer: %v", name, err)
+		}
+	}
+}
+
 // has is what the payer has on the chain, in base units.
-func (w *town) has() uint64 {
+func (w *town) has() uint64 { return w.balance(crypto.PubkeyToAddress(w.key.PublicKey)) }
+
+func (w *town) balance(of common.Address) uint64 {
 	w.Helper()
 	token, err := chain.NewToken(w.Context(), w.chain.Backend, w.chain.Token)
 	if err != nil {
 		w.Fatal(err)
 	}
-	balance, err := token.Balance(w.Context(), crypto.PubkeyToAddress(w.key.PublicKey))
+	balance, err := token.Balance(w.Context(), of)
 	if err != nil {
 		w.Fatal(err)
 	}

@@ -16,6 +16,7 @@ type Endpoint struct {
 	Quantization string   // such as fp8; empty: not said, likewise
 	Region       string   // where it stands; empty: not said, likewise
 	Policies     []string // what it promises, such as no-store; empty: nothing
+	Prefill      bool     // whether it goes on with the text of a last message of the assistant's. No rule looks at it
 	Price        Price    // by its signed offer
 	MaxInFlight  int      // the most requests of this Router at once; 0: no bound
 }

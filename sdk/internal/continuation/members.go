@@ -1,0 +1,62 @@
+package continuation
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+)
+
+// Member is one member of an object of JSON, byte for byte.
+type Member struct {
+	Name  string
+	Value json.RawMessage
+}
+
+// Members takes an object apart, and keeps the order and the bytes of what is in it: what a provider gets is what the caller wrote.
+func Members(object []byte) ([]Member, error) {
+	d := json.NewDecoder(bytes.NewReader(object))
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return nil, errors.New("it is no JSON object")
+	}
+	var all []Member
+	seen := make(map[string]bool)
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, errors.New("it is no JSON object")
+		}
+		m := Member{Name: name.(string)}
+		if err := d.Decode(&m.Value); err != nil {
+			return nil, errors.New("it is no JSON object")
+		}
+		if seen[m.Name] {
+			return nil, errors.New("a member stands in it twice")
+		}
+		seen[m.Name] = true
+		all = append(all, m)
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, errors.New("it is no JSON object")
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("something stands behind its object")
+	}
+	return all, nil
+}
+
+// Object is what Members takes apart, but for those that have no value.
+func Object(all []Member) []byte {
+	out := []byte{'{'}
+	for _, m := range all {
+		if m.Value == nil {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		key, _ := json.Marshal(m.Name)
+		out = append(append(append(out, key...), ':'), m.Value...)
+	}
+	return append(out, '}')
+}
