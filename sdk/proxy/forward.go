@@ -102,7 +102,7 @@ func (c *call) serve() {
 			return
 		}
 		c.next(a, end)
-		if c.begun && !c.goesOn(end) {
+		if c.begun && !c.goesOn() {
 			break
 		}
 		if end.charged && context.Cause(a.limit) == errLimit { // the next one would be paid for the same

@@ -16,9 +16,9 @@ func (q *query) notes() *continuation.Said {
 }
 
 // goesOn reports whether an answer that has begun and broken off may be gone on with elsewhere, and has what is missing of it be asked for: all of
-// it if nothing was said. What our own limit has ended would be paid twice.
-func (c *call) goesOn(end ending) bool {
-	if end.outcome == route.Cut || c.said == nil || !c.said.Plain() {
+// it if nothing was said.
+func (c *call) goesOn() bool {
+	if c.said == nil || !c.said.Plain() {
 		return false
 	}
 	if !c.said.Begun() {
