@@ -98,7 +98,9 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 	out := c.out
 	defer context.AfterFunc(a.limit, out.End)() // a caller that does not read holds up no more than it pays for
 	if !c.begun {
-		c.said = c.q.notes()
+		if c.said = c.q.notes(); res.StatusCode != http.StatusOK { // it is no answer
+			c.said = nil
+		}
 	}
 	var cut events
 	piece := make([]byte, 32<<10)

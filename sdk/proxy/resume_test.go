@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ type scribe struct {
 	dies  int // after so many events of text; negative: never
 	how   func(w http.ResponseWriter)
 	extra string // what each delta has beside text
+	bytes int    // that are sent at once; 0: an event
 }
 
 const essay = "Größe zählt 中文 and 🎉🎊, \"quoted\" <b>&amp;</b>\nnew\tlines \\ slashes — and so on, until nothing is left to say."
@@ -31,6 +33,14 @@ const essay = "Größe zählt 中文 and 🎉🎊, \"quoted\" <b>&amp;</b>\nnew\
 // reset, cut off and reported are how servers die.
 func reset(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, `data: {"id":"1","choices":[{"ind`)
+	_ = http.NewResponseController(w).Flush()
+	time.Sleep(10 * time.Millisecond)
+	panic(http.ErrAbortHandler)
+}
+
+// tears is a reset in the middle of a character.
+func tears(w http.ResponseWriter) {
+	_, _ = io.WriteString(w, "data: {\"id\":\"1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\xe4\xb8")
 	_ = http.NewResponseController(w).Flush()
 	time.Sleep(10 * time.Millisecond)
 	panic(http.ErrAbortHandler)
@@ -66,8 +76,15 @@ func (s scribe) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	event := func(choices, usage string) {
-		_, _ = fmt.Fprintf(w, "data: {\"id\":%q,\"object\":\"chat.completion.chunk\",\"created\":%d,\"model\":\"m-%s\",\"choices\":[%s]%s}\n\n", s.id, len(s.id), s.id, choices, usage)
-		_ = http.NewResponseController(w).Flush()
+		text := fmt.Appendf(nil, "data: {\"id\":%q,\"object\":\"chat.completion.chunk\",\"created\":%d,\"model\":\"m-%s\",\"choices\":[%s]%s}\n\n", s.id, len(s.id), s.id, choices, usage)
+		size := s.bytes
+		if size == 0 {
+			size = len(text)
+		}
+		for piece := range slices.Chunk(text, size) {
+			_, _ = w.Write(piece)
+			_ = http.NewResponseController(w).Flush()
+		}
 	}
 	event(`{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}`, "")
 	runes, finish := []rune(left), "stop"
@@ -188,11 +205,12 @@ func TestGoesOn(t *testing.T) {
 	t.Parallel()
 	draw := rand.New(rand.NewPCG(3, 4))
 	events := len([]rune(essay))
-	for i := range 60 {
-		how, name := []func(http.ResponseWriter){reset, ends, reports}[i%3], []string{"reset", "ends", "reports"}[i%3]
+	for i := range 64 {
+		how, name := []func(http.ResponseWriter){reset, ends, reports, tears}[i%4], []string{"reset", "ends", "reports", "tears"}[i%4]
 		all := []scribe{{text: essay, piece: 1 + draw.IntN(5), dies: draw.IntN(events), how: how}, {text: essay, piece: 1 + draw.IntN(5), dies: -1}}
+		all[0].bytes, all[1].bytes = draw.IntN(20), draw.IntN(20)
 		all[0].dies %= (events+all[0].piece-1)/all[0].piece + 1
-		if i%2 == 1 { // the second one dies too
+		if i%8 > 3 { // the second one dies too
 			all = []scribe{all[0], {text: essay, piece: 1 + draw.IntN(3), dies: draw.IntN(4), how: how}, all[1]}
 		}
 		t.Run(fmt.Sprintf("%s after %d events of %d", name, all[0].dies, all[0].piece), func(t *testing.T) {
@@ -207,7 +225,7 @@ func TestGoesOn(t *testing.T) {
 			defer d.purse.mu.Unlock()
 			cost := a.Trailer.Get("X-Gpupay-Cost")
 			paid := d.purse.spent.RoundUp()
-			if d.purse.done != len(all) || name != "reset" && d.purse.failed != len(all)-1 || cost == "0.00" || cost != money(paid.Uint64()) {
+			if d.purse.done != len(all) || i%4 != 0 && i%4 != 3 && d.purse.failed != len(all)-1 || cost == "0.00" || cost != money(paid.Uint64()) {
 				t.Errorf("%d reservations, %d failures, the trailer says %s, paid %s", d.purse.done, d.purse.failed, cost, d.purse.spent)
 			}
 			parts := fmt.Sprint(len(all))
@@ -313,6 +331,21 @@ func TestStreamRecovery(t *testing.T) {
 		if a := d.chat(`,"provider":{"stream_recovery":` + how + `}`); a.StatusCode != http.StatusBadRequest || !strings.Contains(a.text, "provider.stream_recovery") {
 			t.Errorf("%s: %d %s", how, a.StatusCode, a.text)
 		}
+	}
+}
+
+// TestRefusalIsNotGoneOn: a refusal that comes as events, and breaks off, is no beginning of an answer.
+func TestRefusalIsNotGoneOn(t *testing.T) {
+	t.Parallel()
+	d := newScribes(t, []scribe{{}, {text: essay, piece: 9, dies: -1}})
+	d.engines[0].is(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.WriteHeader(http.StatusBadRequest)
+		say(w, "No")
+		reset(w)
+	})
+	if a := d.chat(d.order()); a.StatusCode != http.StatusBadRequest || a.code() != "answer_broken" || d.engines[1].asked.Load() != 0 {
+		t.Errorf("%d %q; the other was asked %d times", a.StatusCode, a.text, d.engines[1].asked.Load())
 	}
 }
 
