@@ -261,6 +261,7 @@ func (c *call) breakOff(failed *APIError) {
 	}
 	words, advice := strings.Join(why, "; ")+".", "Send the request again for another one."
 	if last := c.tried[len(c.tried)-1].cut; last != nil {
+		c.q = c.whole // which would be sent again
 		advice, _ = c.afterCut(last)
 	}
 	if failed != nil {

@@ -500,7 +500,7 @@ func TestCutWhereItGoesOn(t *testing.T) {
 	})
 	d.engines[1].is(func(w http.ResponseWriter, r *http.Request) { say(w, "zählt"); <-r.Context().Done() })
 	a := d.chat(d.order() + `,"max_tokens":10`)
-	if a.code() != "answer_broken" || d.engines[2].asked.Load() != 0 || d.purse.spent.IsZero() || !strings.Contains(a.text, "is charged") || a.Trailer.Get("X-Gpupay-Cost") == "0.00" {
+	if a.code() != "answer_broken" || d.engines[2].asked.Load() != 0 || d.purse.spent.IsZero() || !strings.Contains(a.text, "is charged") || !strings.Contains(a.text, "a max_tokens over 10 and") || a.Trailer.Get("X-Gpupay-Cost") == "0.00" {
 		t.Errorf("%q; the third was asked %d times, %s paid", a.text, d.engines[2].asked.Load(), d.purse.spent)
 	}
 }

@@ -80,7 +80,7 @@ func (s *Said) Hear(event []byte) {
 	all, err := Members(event)
 	if s.head == nil {
 		s.head = slices.DeleteFunc(all, func(m Member) bool { return !shared(m.Name) })
-		s.other = slices.ContainsFunc(s.head, func(m Member) bool { return len(m.Value) > maxHead })
+		s.other = s.other || slices.ContainsFunc(s.head, func(m Member) bool { return len(m.Value) > maxHead })
 	}
 	var e struct {
 		Choices []struct {

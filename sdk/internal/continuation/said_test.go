@@ -78,6 +78,9 @@ func TestPlain(t *testing.T) {
 		if s.Hear([]byte(event)); s.Plain() != plain {
 			t.Errorf("%.100s: plain is %t", event, s.Plain())
 		}
+		if s.Hear([]byte(first)); s.Plain() != plain {
+			t.Errorf("%.100s, and text behind it: plain is %t", event, s.Plain())
+		}
 	}
 }
 
