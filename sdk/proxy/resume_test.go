@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -466,6 +467,29 @@ func TestWhoLeftIsNotGoneOnFor(t *testing.T) {
 	rig.Eventually(t, "the end", func() bool { d.purse.mu.Lock(); defer d.purse.mu.Unlock(); return d.purse.done == 1 })
 	if time.Sleep(50 * time.Millisecond); d.engines[1].asked.Load() != 0 || d.purse.spent.IsZero() {
 		t.Errorf("the other was asked %d times, %s paid", d.engines[1].asked.Load(), d.purse.spent)
+	}
+}
+
+// TestKeyRemovedMeanwhile: a local key that is removed while an answer comes pays for nothing that would go on with it.
+func TestKeyRemovedMeanwhile(t *testing.T) {
+	t.Parallel()
+	keys, err := proxy.OpenKeys(filepath.Join(t.TempDir(), "keys.json"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := keys.Add("ci", "1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removes := func(http.ResponseWriter) {
+		if err := keys.Remove("ci"); err != nil {
+			t.Error(err)
+		}
+	}
+	d := newScribes(t, []scribe{{text: essay, piece: 3, dies: 4, how: removes}, {text: essay, piece: 9, dies: -1}}, func(c *proxy.Config, _ *purse) { c.Keys = keys })
+	a := d.post("/v1/chat/completions", `{"model":"m","messages":[]`+d.order()+`}`, "Authorization", "Bearer "+secret)
+	if h := a.heard(t); a.code() != "answer_broken" || !strings.Contains(h.fails, "key") || d.engines[1].asked.Load() != 0 || !d.purse.spent.IsZero() {
+		t.Errorf("%q; the other was asked %d times", h.fails, d.engines[1].asked.Load())
 	}
 }
 
