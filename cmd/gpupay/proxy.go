@@ -105,11 +105,11 @@ func (l *local) command(app *cli.App) *urfave.Command {
 		}))
 }
 
-// budgetCommand shows what is left of the day.
+// budgetCommand shows what is left of the day, and where the money is.
 func budgetCommand(app *cli.App) *urfave.Command {
 	f, admin := app.Flags("budget", "budget"), ""
 	f.Text(&admin, "admin", proxyAdmin, "`address` that the proxy was given by --admin")
-	return f.Command("show what is left of the proxy's budgets", "", func(ctx context.Context, _ []string) error { return proxying.Budget(ctx, os.Stdout, admin) })
+	return f.Command("show what is left of the proxy's budgets, and where its money is", "", func(ctx context.Context, _ []string) error { return proxying.Budget(ctx, os.Stdout, admin) })
 }
 
 func (l *local) read() (err error) {

@@ -115,8 +115,8 @@ func (p *Proxying) sayHeld(ctx context.Context, o *opened) {
 	}
 	for _, c := range m.Channels {
 		if !c.Refundable.IsZero() {
-			fmt.Fprintf(p.Out, "$%s comes back from %s: in moments with its help, and without it until about %s.\n",
-				units.Format(c.Refundable, o.client.Token().Decimals), redact.URL(c.URL), c.From.UTC().Format("2006-01-02 15:04 UTC"))
+			fmt.Fprintf(p.Out, "$%s comes back from %s: in moments with its help, and without it %s.\n",
+				units.Format(c.Refundable, o.client.Token().Decimals), redact.URL(c.URL), without(c.From))
 		}
 	}
 	if !m.Refundable.IsZero() {

@@ -210,7 +210,7 @@ func TestFirstRun(t *testing.T) {
 	if err := proxying.List(&h.screen, keys); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"poor  $0.000001  $0.00", "3.60", h.site.URL} {
+	for _, want := range []string{"poor  $0.000001  $0.00", "3.60", h.site.URL, "In  the  wallet:  $19."} {
 		if !strings.Contains(strings.Join(strings.Fields(h.screen.text()), "  "), want) {
 			t.Errorf("%q is not shown: %s", want, h.screen.text())
 		}

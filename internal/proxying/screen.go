@@ -14,11 +14,11 @@ import (
 	"github.com/gpupay/gpupay/sdk/proxy"
 )
 
-// status asks a running proxy what it is at.
-func status(ctx context.Context, admin string) (s proxy.Status, err error) {
+// status asks a running proxy what it is at; query may be empty.
+func status(ctx context.Context, admin, query string) (s proxy.Status, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/healthz", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/healthz"+query, nil)
 	if err != nil {
 		return s, fmt.Errorf("--admin %.80q is no address such as 127.0.0.1:9420", admin)
 	}
@@ -33,9 +33,9 @@ func status(ctx context.Context, admin string) (s proxy.Status, err error) {
 	return s, json.NewDecoder(io.LimitReader(res.Body, 16<<20)).Decode(&s)
 }
 
-// Budget prints what is left of the day's budgets.
+// Budget prints what is left of the day's budgets, and where the money is.
 func Budget(ctx context.Context, out io.Writer, admin string) error {
-	s, err := status(ctx, admin)
+	s, err := status(ctx, admin, "?money")
 	if err != nil {
 		return err
 	}
@@ -49,13 +49,16 @@ func Budget(ctx context.Context, out io.Writer, admin string) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t$%s\t\n", key.Name, daily, key.Left)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return parked(out, s.Money)
 }
 
 // Top prints what each provider costs, by its price and by what was measured, anew every two seconds until the context ends, or once.
 func Top(ctx context.Context, out io.Writer, admin string, once bool) error {
 	for {
-		s, err := status(ctx, admin)
+		s, err := status(ctx, admin, "")
 		if ctx.Err() != nil {
 			return nil
 		}

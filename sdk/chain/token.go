@@ -62,15 +62,15 @@ func NewToken(ctx context.Context, backend Backend, address common.Address) (*To
 		return nil, fmt.Errorf("%w: token %s; check the token's address and the chain", ErrNoContract, address)
 	}
 	t := &Token{Address: address, backend: backend}
-	decimals, err := read[uint8](ctx, t, "decimals")
+	decimals, err := read[uint8](ctx, t, nil, "decimals")
 	if err != nil {
 		return nil, fmt.Errorf("chain: %s is not a usable ERC-20 token; check the token's address and the chain: %w", address, err)
 	}
 	t.Decimals = decimals
-	if name, err := read[string](ctx, t, "name"); err == nil {
+	if name, err := read[string](ctx, t, nil, "name"); err == nil {
 		t.Name = clip(name)
 	}
-	if symbol, err := read[string](ctx, t, "symbol"); err == nil {
+	if symbol, err := read[string](ctx, t, nil, "symbol"); err == nil {
 		t.Symbol = clip(symbol)
 	}
 	return t, nil
@@ -78,17 +78,22 @@ func NewToken(ctx context.Context, backend Backend, address common.Address) (*To
 
 // Balance is what owner has, in base units.
 func (t *Token) Balance(ctx context.Context, owner common.Address) (uint256.Int, error) {
-	return t.amount(ctx, "balanceOf", owner)
+	return t.BalanceAt(ctx, owner, nil)
+}
+
+// BalanceAt is what owner had as of a block, the newest if nil.
+func (t *Token) BalanceAt(ctx context.Context, owner common.Address, block *big.Int) (uint256.Int, error) {
+	return t.amount(ctx, block, "balanceOf", owner)
 }
 
 // Allowance is what spender may still pull from owner, in base units.
 func (t *Token) Allowance(ctx context.Context, owner, spender common.Address) (uint256.Int, error) {
-	return t.amount(ctx, "allowance", owner, spender)
+	return t.amount(ctx, nil, "allowance", owner, spender)
 }
 
 // DomainSeparator is what authorizations of this token are signed under.
 func (t *Token) DomainSeparator(ctx context.Context) (common.Hash, error) {
-	separator, err := read[[32]byte](ctx, t, "DOMAIN_SEPARATOR")
+	separator, err := read[[32]byte](ctx, t, nil, "DOMAIN_SEPARATOR")
 	return separator, err
 }
 
@@ -146,14 +151,14 @@ func (t *Token) AuthorizationUsed(ctx context.Context, owner common.Address, non
 // AuthorizationUsedAt is AuthorizationUsed as of a block. That one was not used by the end of a block whose time is past
 // its validBefore says that it never will be.
 func (t *Token) AuthorizationUsedAt(ctx context.Context, owner common.Address, nonce common.Hash, block *big.Int) (bool, error) {
-	return readAt[bool](ctx, t, block, "authorizationState", owner, nonce)
+	return read[bool](ctx, t, block, "authorizationState", owner, nonce)
 }
 
 // SupportsAuthorization asks the token whether it takes ERC-3009 receiveWithAuthorization with the signature as bytes.
 // It is a probe: a token that knows the call refuses the false signature with a reason; one that does not know it
 // reverts without a word, or does nothing at all. An error means that the endpoint did not answer.
 func (t *Token) SupportsAuthorization(ctx context.Context) (bool, error) {
-	if _, err := read[bool](ctx, t, "authorizationState", probe, [32]byte{}); err != nil {
+	if _, err := read[bool](ctx, t, nil, "authorizationState", probe, [32]byte{}); err != nil {
 		return false, endpointOnly(err)
 	}
 	if _, err := t.DomainSeparator(ctx); err != nil {
@@ -183,22 +188,17 @@ func endpointOnly(err error) error {
 	return nil
 }
 
-func (t *Token) amount(ctx context.Context, method string, args ...any) (uint256.Int, error) {
+func (t *Token) amount(ctx context.Context, block *big.Int, method string, args ...any) (uint256.Int, error) {
 	var value uint256.Int
-	b, err := read[*big.Int](ctx, t, method, args...)
-	if err != nil {
-		return value, err
+	b, err := read[*big.Int](ctx, t, block, method, args...)
+	if err == nil {
+		value.SetFromBig(b)
 	}
-	value.SetFromBig(b)
-	return value, nil
+	return value, err
 }
 
-func read[T any](ctx context.Context, t *Token, method string, args ...any) (T, error) {
-	return readAt[T](ctx, t, nil, method, args...)
-}
-
-// readAt asks the token as of a block, the newest if nil.
-func readAt[T any](ctx context.Context, t *Token, block *big.Int, method string, args ...any) (T, error) {
+// read asks the token as of a block, the newest if nil.
+func read[T any](ctx context.Context, t *Token, block *big.Int, method string, args ...any) (T, error) {
 	var zero T
 	data, err := tokenABI.Pack(method, args...)
 	if err != nil {

@@ -10,10 +10,10 @@ import (
 // Domain is the name and the version under which the token's EIP-712 messages are signed, by wallets that are told these
 // two and no separator. It is an error if the separator does not follow from them.
 func (t *Token) Domain(ctx context.Context) (name, version string, err error) {
-	if name, err = read[string](ctx, t, "name"); err != nil {
+	if name, err = read[string](ctx, t, nil, "name"); err != nil {
 		return "", "", err
 	}
-	if version, err = read[string](ctx, t, "version"); err != nil {
+	if version, err = read[string](ctx, t, nil, "version"); err != nil {
 		return "", "", err
 	}
 	separator, err := t.DomainSeparator(ctx)

@@ -455,7 +455,7 @@ func TestTopUp(t *testing.T) {
 		must(t, p, "", s, route.Base(1_000_000), ask{Millis: 3000})
 	}
 	m, err := p.Money(t.Context())
-	if err != nil || len(m.Channels) != 1 || m.Channels[0].Deposit.LtUint64(1_100_000) {
+	if err != nil || len(m.Channels) != 1 || m.Channels[0].Parked.LtUint64(1_100_000) {
 		t.Errorf("%+v, %v", m, err)
 	}
 	if err := p.Close(t.Context()); err != nil {

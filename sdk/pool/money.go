@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/big"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -16,13 +18,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/route"
 )
 
-// Money is where the money is: of the client's key, in base units of the token.
+// Money is where the money is: of the client's key, in base units of the token, all as of one block. What the key was ever sent is Wallet, Parked
+// and Settled, and what channels that are over have settled (renter.Client.History).
 type Money struct {
 	Wallet     uint256.Int // that the key has
 	Parked     uint256.Int // in channels that are not over: Owed and Refundable
-	Owed       uint256.Int // of it, what records bill or vouchers pay, fetched by providers or not
+	Owed       uint256.Int // of it, what records bill or vouchers pay, and providers have not fetched yet
 	Refundable uint256.Int // of it, what comes back
+	Settled    uint256.Int // that providers fetched from these channels
 	Promised   uint256.Int // that signed authorizations may still move from the wallet into channels
+	Coin       bool        // the key has coin of the chain, without which nothing comes back from a provider that does not help
 	Today      route.Nano  // that counts against today's budget
 	Channels   []Channel   // those that are not over, the ones of rentals of GPUs that are not shared among them
 }
@@ -32,66 +37,136 @@ type Channel struct {
 	ID         common.Hash
 	URL        string
 	Phase      renter.Phase
-	Deposit    uint256.Int
+	Parked     uint256.Int
 	Owed       uint256.Int
-	Refundable uint256.Int
+	Refundable uint256.Int // at least: a provider that is gone may never fetch what it is owed
+	Settled    uint256.Int
 	Promised   uint256.Int
 	// From is when Refundable is back at the latest, by the chain's clock: the end of the grace period, which begins when the close is
-	// asked for on the chain, or now where it is not yet. With the provider's help it is a matter of blocks. Zero: nothing is in it.
+	// asked for on the chain, or now where it is not yet. With the provider's help it is a matter of blocks. Zero: nothing is in it, or the
+	// key has no coin to ask with.
 	From time.Time
 }
 
-// Money asks the chain and the books where the money is.
+// booksTimeout bounds how long the books are read for the names of providers where the chain says nothing.
+const booksTimeout = 2 * time.Second
+
+// Money asks the chain and the books where the money is; no provider is asked. Where the chain does not say, it is an error, and of the Money only
+// Today is known, and who has some: ID, URL and Phase of Channels.
 func (p *Pool) Money(ctx context.Context) (Money, error) {
+	today, err := p.books.Counted(ctx, p.now(), "")
 	var m Money
-	rentals, err := p.client.Rentals(ctx)
 	if err == nil {
-		m.Wallet, err = p.client.Token().Balance(ctx, p.client.Address())
+		m, err = p.money(ctx)
 	}
-	if err == nil {
-		m.Today, err = p.books.Counted(ctx, p.now(), "")
+	if m.Today = today; err == nil {
+		return m, nil
 	}
+	books, cancel := context.WithTimeout(context.WithoutCancel(ctx), booksTimeout)
+	defer cancel()
+	all, unread := p.client.History(books)
+	m = Money{Today: today}
+	for _, r := range all {
+		if r.Phase != renter.PhaseClosed && r.Phase != renter.PhaseFinished {
+			m.Channels = append(m.Channels, Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase})
+		}
+	}
+	return m, errors.Join(fmt.Errorf("pool: where the money is: %w", err), unread)
+}
+
+// money is all but Today. A channel that is opened, or over, while the chain is asked is in the books before or after: either is looked for on the
+// chain, as of the block as of which the wallet is.
+func (p *Pool) money(ctx context.Context) (m Money, err error) {
+	before, err := p.client.Rentals(ctx)
 	if err != nil {
-		return m, fmt.Errorf("pool: where the money is: %w", err)
+		return m, err
 	}
-	for _, r := range rentals {
-		if r.Phase == renter.PhaseClosed {
-			continue
-		}
-		c, over, err := p.at(ctx, r)
+	wallet := p.client.Wallet()
+	backend, owner := chain.Agreed(wallet.Backend), p.client.Address()
+	head, err := backend.HeaderByNumber(ctx, nil)
+	if err != nil {
+		return m, chain.Unread("the newest block", err)
+	}
+	if m.Wallet, err = p.client.Token().BalanceAt(ctx, owner, head.Number); err != nil {
+		return m, err
+	}
+	coin, err := wallet.Backend.BalanceAt(ctx, owner, nil)
+	if err != nil {
+		return m, chain.Unread("the coin of "+owner.String(), err)
+	}
+	m.Coin = coin.Sign() > 0
+	after, err := p.client.Rentals(ctx)
+	if err != nil {
+		return m, err
+	}
+	look := looker{backend: backend, block: head.Number, escrows: make(map[common.Address]*chain.Escrow), now: wallet.Now(), coin: m.Coin}
+	for _, r := range joined(before, after) {
+		c, over, err := look.at(ctx, r)
 		if err != nil {
-			return m, fmt.Errorf("pool: where the money of channel %s is: %w", r.Channel, err)
+			return m, fmt.Errorf("channel %s: %w", r.Channel, err)
 		}
-		if over {
-			continue
+		if !over {
+			m.add(c)
 		}
-		m.Owed.Add(&m.Owed, &c.Owed)
-		m.Refundable.Add(&m.Refundable, &c.Refundable)
-		m.Promised.Add(&m.Promised, &c.Promised)
-		m.Parked.Add(&m.Parked, &c.Deposit)
-		m.Channels = append(m.Channels, c)
 	}
-	return m, nil
+	again, err := backend.HeaderByNumber(ctx, head.Number)
+	if err == nil && again.Hash() != head.Hash() {
+		err = fmt.Errorf("block %s was replaced meanwhile", head.Number)
+	}
+	return m, err
+}
+
+// joined are the rentals of both lists, as the second has them where it does.
+func joined(before, after []renter.State) []renter.State {
+	for _, r := range before {
+		if !slices.ContainsFunc(after, func(s renter.State) bool { return s.Channel == r.Channel }) {
+			after = append(after, r)
+		}
+	}
+	return after
+}
+
+// add counts a channel.
+func (m *Money) add(c Channel) {
+	m.Parked.Add(&m.Parked, &c.Parked)
+	m.Owed.Add(&m.Owed, &c.Owed)
+	m.Refundable.Add(&m.Refundable, &c.Refundable)
+	m.Settled.Add(&m.Settled, &c.Settled)
+	m.Promised.Add(&m.Promised, &c.Promised)
+	m.Channels = append(m.Channels, c)
+}
+
+// looker reads channels as of one block.
+type looker struct {
+	backend chain.Backend
+	block   *big.Int
+	escrows map[common.Address]*chain.Escrow
+	now     time.Time
+	coin    bool
 }
 
 // at is the money in a rental's channel, as the chain has it; over: it has paid out all.
-func (p *Pool) at(ctx context.Context, r renter.State) (c Channel, over bool, err error) {
-	rental, err := p.client.Rental(ctx, r.Channel)
+func (l looker) at(ctx context.Context, r renter.State) (c Channel, over bool, err error) {
+	escrow := l.escrows[r.Escrow]
+	if escrow == nil {
+		if escrow, err = chain.NewEscrow(ctx, l.backend, r.Escrow); err != nil {
+			return c, false, err
+		}
+		l.escrows[r.Escrow] = escrow
+	}
+	view, err := escrow.View(ctx, r.Channel, l.block)
+	if errors.Is(err, channel.ErrUnknown) { // one that is being opened is not there yet, and one that was given up never comes
+		return Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase, Promised: r.Promised}, r.Phase == renter.PhaseClosed || r.Phase == renter.PhaseFinished, nil
+	}
 	if err != nil {
 		return c, false, err
 	}
-	escrow, err := chain.NewEscrow(ctx, p.client.Wallet().Backend, rental.Terms().Escrow)
-	if err != nil {
-		return c, false, err
-	}
-	view, err := escrow.View(ctx, r.Channel, nil)
-	if err != nil && !errors.Is(err, channel.ErrUnknown) { // one that is being opened is not there yet
-		return c, false, err
-	}
-	c = Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase, Deposit: view.Deposit, Promised: r.Promised}
-	c.Owed = u256.Min(u256.Max(r.Owed, r.Paid), c.Deposit)
-	if c.Refundable.Sub(&c.Deposit, &c.Owed); !c.Refundable.IsZero() {
-		asked := p.client.Wallet().Now()
+	c = Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase, Settled: view.Settled, Promised: r.Promised}
+	c.Parked.Sub(&view.Deposit, &view.Settled)
+	spent := u256.Max(u256.Min(u256.Max(r.Owed, r.Paid), view.Deposit), view.Settled)
+	c.Owed.Sub(&spent, &view.Settled)
+	if c.Refundable.Sub(&c.Parked, &c.Owed); l.coin && !c.Refundable.IsZero() {
+		asked := l.now
 		if view.CloseRequestedAt != 0 {
 			asked = time.Unix(int64(view.CloseRequestedAt), 0)
 		}

@@ -27,6 +27,8 @@ type Pool interface {
 	Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error)
 	// Missing says of each provider of some models that is not among Endpoints why, and has it be tried again soon.
 	Missing(ctx context.Context, models []string) []pool.Missing
+	// Money says where the money is, as the chain has it.
+	Money(ctx context.Context) (pool.Money, error)
 }
 
 // Hold is a reservation for one request.

@@ -136,9 +136,13 @@ type purse struct {
 	asked     func() // after Left has looked
 	before    func() // before Reserve looks
 	missing   []pool.Missing
+	money     pool.Money
+	moneyErr  error
 }
 
 func (p *purse) Endpoints() []route.Endpoint { return p.endpoints }
+
+func (p *purse) Money(context.Context) (pool.Money, error) { return p.money, p.moneyErr }
 
 func (p *purse) Missing(context.Context, []string) []pool.Missing { return p.missing }
 

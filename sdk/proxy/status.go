@@ -18,6 +18,7 @@ type Status struct {
 	Keys      []KeyStatus      `json:"keys"`
 	Running   int64            `json:"running"` // requests at providers
 	Providers []ProviderStatus `json:"providers"`
+	Money     *MoneyStatus     `json:"money,omitempty"` // where it was asked for and is known
 }
 
 // KeyStatus is a local key's budget.
@@ -100,7 +101,8 @@ func (s *Server) provider(row route.Row) ProviderStatus {
 	return p
 }
 
-// StatusHandler answers with Status, for who runs the Server: give it an address of its own.
+// StatusHandler answers with Status, for who runs the Server: give it an address of its own. With "money" in the query it says where the
+// money is, for which it asks the chain.
 func (s *Server) StatusHandler() http.Handler {
 	return s.guarded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		st, err := s.Status()
@@ -108,6 +110,9 @@ func (s *Server) StatusHandler() http.Handler {
 			s.config.Log.Error("the proxy does not know what it is at", "err", err)
 			http.Error(w, "the proxy does not know what it is at: its log says why", http.StatusInternalServerError)
 			return
+		}
+		if r.URL.Query().Has("money") {
+			st.Money = s.whereMoneyIs(r)
 		}
 		serve.JSON(w, http.StatusOK, st)
 	}))
