@@ -8,7 +8,7 @@ import (
 )
 
 // says is what the blocks of docs/agents.md print, in their order, among other things.
-var says = []string{`"id":"test"`, `"content":"Hello"`, `X-Gpupay-Provider: http://`, "Hello", `weather {"city":"Oslo"}`, "left after 10"}
+var says = []string{`"id":"test"`, `"content":"Hello"`, `X-Gpupay-Provider: http://`, "Hello", `weather {"city":"Oslo"}`, "left after 10", "Hello12 degrees in Oslo"}
 
 // page runs the blocks of docs/agents.md, as they stand there but for the proxy's address: those of a shell in one after the other, and each program
 // with what the shell exported.
@@ -38,6 +38,10 @@ func (w *town) page(url, key string) {
 				_, script, _ = strings.Cut(script, "\n")
 			}
 		case "js":
+			if strings.Contains(script, `from "ai"`) && nodeVersion(w.T) < sdkNode {
+				w.Logf("Node.js is older than %d: not run: %s", sdkNode, script)
+				continue
+			}
 			script = "node --input-type=module <<'END'\n" + script + "END\n"
 		default:
 			w.Fatalf("docs/agents.md has a block of %q, which no test runs", block[1])

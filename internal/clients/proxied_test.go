@@ -176,6 +176,65 @@ func (w *town) billed() (all route.Nano, channels int) {
 	return all, len(rentals)
 }
 
+// sdkNode is the oldest Node.js on which the AI SDK was seen to run; it asks for 22.
+const sdkNode = 20
+
+// nodeVersion is the installed Node.js's.
+func nodeVersion(t *testing.T) (major int) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "node", "--version").Output()
+	must(t, err)
+	_, err = fmt.Sscanf(string(out), "v%d.", &major)
+	must(t, err)
+	return major
+}
+
+// node runs a script of this directory against the proxy, with what else it finds in the environment, and returns what it printed.
+func (w *town) node(script, url, key string, env ...string) []byte {
+	w.Helper()
+	cmd := exec.CommandContext(w.Context(), "node", script)
+	cmd.Env = append(os.Environ(), "OPENAI_BASE_URL="+url+"/v1", "OPENAI_API_KEY="+key, fmt.Sprintf("PROVIDERS=%s,%s,%s", w.sites[0].URL, w.sites[1].URL, w.sites[2].URL))
+	cmd.Env = append(cmd.Env, env...)
+	var out, failed bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &failed
+	if err := cmd.Run(); err != nil {
+		w.Fatalf("%s: %v\n%s%s", script, err, &out, &failed)
+	}
+	return out.Bytes()
+}
+
+// end stops the proxy, gets back what providers hold, and holds what the budget says was spent to what the providers' own records bill. It
+// returns that, and what of it a key spent.
+func (w *town) end(admin string, stop func(), key string) (spent, own route.Nano) {
+	w.Helper()
+	w.idle()
+	if s := w.status(admin); s.Running != 0 {
+		w.Errorf("%d requests run on", s.Running)
+	}
+	stop()
+	closing, cancel := context.WithTimeout(w.Context(), 3*time.Minute)
+	defer cancel()
+	back := w.proxying
+	must(w.T, back.Return(closing))
+	books, err := budget.Open(w.Context(), filepath.Join(w.proxying.Dir, "budget.db"))
+	must(w.T, err)
+	spent, err = books.Counted(w.Context(), time.Now(), "")
+	must(w.T, err)
+	own, err = books.Counted(w.Context(), time.Now(), key)
+	must(w.T, err)
+	must(w.T, books.Close())
+	bills, channels := w.billed()
+	if w.Logf("%s base units on %d channels", spent, channels); spent.Cmp(bills) != 0 || spent.IsZero() || channels < len(w.servers) {
+		w.Errorf("%s base units count, and the providers' records of %d channels bill %s", spent, channels, bills)
+	}
+	_, admin, stop = w.serve()
+	defer stop()
+	if s, want := w.status(admin), fmt.Sprintf("%.6f", float64(daily-uint64(spent.BaseUnits()))/1e6); strings.TrimRight(s.Left, "0") != strings.TrimRight(want, "0") {
+		w.Errorf("$%s are left of 20 after %s base units, and not $%s", s.Left, spent, want)
+	}
+	return spent, own
+}
+
 // TestOpenAIThroughTheProxy: npm's openai, unmodified, is served by three real sidecars through the local proxy as its program assembles it.
 // Who leaves an answer pays until then, and its slot is free; what fails costs nothing; and what the budget says was spent is what the providers'
 // own records bill, to the base unit and less.
@@ -188,43 +247,25 @@ func TestOpenAIThroughTheProxy(t *testing.T) {
 	url, admin, stop := w.serve()
 	w.status(admin)
 	all, leaver := w.key("all", ""), w.key("leaver", "5/day")
-	cmd := exec.CommandContext(t.Context(), "node", "proxied.mjs")
-	cmd.Env = append(os.Environ(), "OPENAI_BASE_URL="+url+"/v1", "OPENAI_API_KEY="+all, "LEAVER="+leaver, fmt.Sprintf("PROVIDERS=%s,%s,%s", w.sites[0].URL, w.sites[1].URL, w.sites[2].URL))
-	var out, failed bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &failed
 	var left struct{ Sent, Streamed float64 } // milliseconds of the answer that was left
-	if err := cmd.Run(); err != nil || json.Unmarshal(out.Bytes(), &left) != nil {
-		t.Fatalf("%v\n%s%s", err, &out, &failed)
-	}
+	must(t, json.Unmarshal(w.node("proxied.mjs", url, all, "LEAVER="+leaver), &left))
 	w.page(url, all)
-	w.idle()
-	if s := w.status(admin); s.Running != 0 {
-		t.Errorf("%d requests run on", s.Running)
-	}
-	stop()
-	closing, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	back := w.proxying
-	must(t, back.Return(closing))
-
-	books, err := budget.Open(t.Context(), filepath.Join(w.proxying.Dir, "budget.db"))
-	must(t, err)
-	spent, err := books.Counted(t.Context(), time.Now(), "")
-	must(t, err)
-	until, err := books.Counted(t.Context(), time.Now(), "leaver")
-	must(t, err)
-	must(t, books.Close())
-	bills, channels := w.billed()
-	t.Logf("%s base units on %d channels, %s of them until the caller left after %.0f ms", spent, channels, until, left.Sent)
-	if spent.Cmp(bills) != 0 || spent.IsZero() || channels < len(w.servers) {
-		t.Errorf("%s base units count, and the providers' records of %d channels bill %s", spent, channels, bills)
-	}
+	_, until := w.end(admin, stop, "leaver")
 	if took := until.BaseUnits() / perSecond * 1000; took > left.Sent+500 || took < left.Streamed-500 {
 		t.Errorf("%.0f ms are billed of an answer that was left after %.0f ms, of which it was streamed for %.0f", took, left.Sent, left.Streamed)
 	}
-	_, admin, stop = w.serve()
-	defer stop()
-	if s, want := w.status(admin), fmt.Sprintf("%.6f", float64(daily-uint64(spent.BaseUnits()))/1e6); strings.TrimRight(s.Left, "0") != strings.TrimRight(want, "0") {
-		t.Errorf("$%s are left of 20 after %s base units, and not $%s", s.Left, spent, want)
+}
+
+// TestAISDKThroughTheProxy: npm's AI SDK, unmodified, is served as npm's openai is: chats, streams, tools, embeddings and answers that are left, and
+// what it spent is what the providers' own records bill.
+func TestAISDKThroughTheProxy(t *testing.T) {
+	if os.Getenv("GPUPAY_NO_NODE") == "1" || nodeVersion(t) < sdkNode {
+		t.Skipf("GPUPAY_NO_NODE=1, or Node.js is older than %d", sdkNode)
 	}
+	t.Parallel()
+	w := newTown(t)
+	url, admin, stop := w.serve()
+	w.status(admin)
+	w.node("aisdk.mjs", url, w.key("all", ""))
+	w.end(admin, stop, "all")
 }

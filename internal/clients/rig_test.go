@@ -42,6 +42,21 @@ type question struct {
 	Stream   *bool             `json:"stream"`
 	Tools    []json.RawMessage `json:"tools"`
 	Encoding string            `json:"encoding_format"`
+	Options  struct {
+		Usage bool `json:"include_usage"`
+	} `json:"stream_options"`
+	Messages []struct {
+		Role    string `json:"role"`
+		Content any    `json:"content"`
+	} `json:"messages"`
+}
+
+// toolSaid is what a tool that was called has answered, if one has.
+func (q question) toolSaid() (text string, said bool) {
+	if n := len(q.Messages); n > 0 && q.Messages[n-1].Role == "tool" {
+		text, said = q.Messages[n-1].Content.(string)
+	}
+	return text, said
 }
 
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -87,12 +102,20 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (e *engine) chat(w http.ResponseWriter, r *http.Request, q question) {
-	const head = `{"id":"c1","created":1,"model":"test",`
+	const head, used = `{"id":"c1","created":1,"model":"test",`, `"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`
+	text, said := q.toolSaid()
+	calls := len(q.Tools) > 0 && !said
 	if q.Stream != nil && *q.Stream {
 		w.Header().Set("Content-Type", "text/event-stream")
 		event := func(delta, finish string) {
 			_, _ = fmt.Fprintf(w, "data: %s\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":%s,\"finish_reason\":%s}]}\n\n", head, delta, finish)
 			w.(http.Flusher).Flush()
+		}
+		done := func() {
+			if q.Options.Usage {
+				_, _ = fmt.Fprintf(w, "data: %s\"object\":\"chat.completion.chunk\",\"choices\":[],%s\n\n", head, used)
+			}
+			_, _ = io.WriteString(w, "data: [DONE]\n\n")
 		}
 		event(`{"role":"assistant","content":"Hel"}`, "null")
 		switch q.Model {
@@ -105,24 +128,24 @@ func (e *engine) chat(w http.ResponseWriter, r *http.Request, q question) {
 			event(`{"content":"."}`, "null")
 			time.Sleep(20 * time.Millisecond)
 		}
-		if len(q.Tools) > 0 {
+		if calls {
 			event(`{"tool_calls":[{"index":0,"id":"t1","type":"function","function":{"name":"weather","arguments":"{\"city\":"}}]}`, "null")
 			event(`{"tool_calls":[{"index":0,"function":{"arguments":"\"Oslo\"}"}}]}`, "null")
 			event(`{}`, `"tool_calls"`)
-			_, _ = io.WriteString(w, "data: [DONE]\n\n")
+			done()
 			return
 		}
-		event(`{"content":"lo"}`, "null")
+		event(fmt.Sprintf(`{"content":%q}`, "lo"+text), "null")
 		event(`{}`, `"stop"`)
-		_, _ = io.WriteString(w, "data: [DONE]\n\n")
+		done()
 		return
 	}
-	message, finish := `{"role":"assistant","content":"Hello","refusal":null}`, "stop"
-	if len(q.Tools) > 0 {
+	message, finish := fmt.Sprintf(`{"role":"assistant","content":%q,"refusal":null}`, "Hello"+text), "stop"
+	if calls {
 		message = `{"role":"assistant","content":null,"tool_calls":[{"id":"t1","type":"function","function":{"name":"weather","arguments":"{\"city\":\"Oslo\"}"}}]}`
 		finish = "tool_calls"
 	}
-	_, _ = fmt.Fprintf(w, `%s"object":"chat.completion","choices":[{"index":0,"message":%s,"finish_reason":"%s"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`, head, message, finish)
+	_, _ = fmt.Fprintf(w, `%s"object":"chat.completion","choices":[{"index":0,"message":%s,"finish_reason":"%s"}],%s`, head, message, finish, used)
 }
 
 func (e *engine) ollama(w http.ResponseWriter, r *http.Request, q question) {
