@@ -66,8 +66,8 @@ func (h *house) shown(admin string) string {
 }
 
 // TestWhereTheMoneyIs: gpupay budget says what is in the wallet, and of each provider what it holds, what of that is owed and what comes back until
-// when; after a provider has vanished, over a restart and until all is back it adds up to the wallet's 20 dollars. While the chain hangs it says that
-// it is not known, and who holds some.
+// when; after a provider has vanished, over a restart and until all is back it adds up to the wallet's 20 dollars. A provider that hangs is
+// not waited for; while the chain hangs it says that it is not known, and who holds some.
 func TestWhereTheMoneyIs(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
@@ -94,6 +94,12 @@ func TestWhereTheMoneyIs(t *testing.T) {
 			t.Errorf("%q is not shown: %s", want, text)
 		}
 	}
+
+	h.hangs.Store(true)
+	if text = h.shown(admin); !strings.Contains(text, "In the wallet: $"+m.Wallet) {
+		t.Errorf("while the provider hangs: %s", text)
+	}
+	h.hangs.Store(false)
 
 	over := make(chan struct{})
 	t.Cleanup(func() { bad.Heal(); close(over) })
@@ -170,5 +176,11 @@ func TestWalletWithoutCoin(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+	if err := h.proxying().Return(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if text := h.screen.text(); !strings.Contains(text, "in moments with its help, and without it once the wallet has some of the chain's own coin.") {
+		t.Error(text)
 	}
 }

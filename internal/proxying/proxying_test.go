@@ -59,6 +59,7 @@ type house struct {
 	site   *httptest.Server
 	hold   chan struct{} // an answer is held between two receives; nil: none is
 	gone   atomic.Bool   // nobody answers for the provider
+	hangs  atomic.Bool   // it takes what it is asked, and says nothing
 }
 
 const canary = "canary-7f3a"
@@ -99,6 +100,9 @@ func newHouse(t *testing.T) *house {
 	h.site = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if h.gone.Load() {
 			panic(http.ErrAbortHandler)
+		}
+		if h.hangs.Load() {
+			<-r.Context().Done()
 		}
 		server.ServeHTTP(w, r)
 	}))

@@ -124,16 +124,23 @@ func TestMoneyAddsUp(t *testing.T) {
 	fetches.shut()
 	fetches.config.Provider.Settlement = settle.Policy{Interval: 200 * time.Millisecond, MinValue: *uint256.NewInt(1), LeastRow: *uint256.NewInt(1)}
 	fetches.start(t)
+	more := []*shop{w.shop("3.60", 4), w.shop("3.60", 4), w.shop("3.60", 4), w.shop("3.60", 4)}
+	local, slow := w.chain, badrpc.New(t, w.chain.URL)
+	slow.On("eth_call", badrpc.Delay(4*time.Millisecond))        // so that some look falls around each block with a deposit
+	w.chain = &devchain.Chain{URL: slow.URL, Token: local.Token} // of the renter
 	client := w.client()
 	p := w.pool(client, nil)
 	l := &looks{T: t, seen: make(map[common.Hash]bool)}
 	enough := l.while(p)
-	offer(t, p, lost, fetches)
+	offer(t, p, append(more, lost, fetches)...)
+	for _, s := range more {
+		must(t, p, "", s, route.Base(5000), ask{Millis: 10})
+	}
 	must(t, p, "", lost, route.Base(50_000), ask{Millis: 300})
 	must(t, p, "", fetches, route.Base(60_000), ask{Millis: 4000}) // of a credit of five seconds
 	rig.Each(t, 50*time.Millisecond, "what a provider fetches while its rental runs", func() bool {
 		m, err := l.at(t.Context(), p)
-		return err == nil && !m.Settled.IsZero() && len(m.Channels) == 2
+		return err == nil && !m.Settled.IsZero() && len(m.Channels) == 6
 	})
 	enough()
 	lost.vanish()
@@ -160,7 +167,7 @@ func TestMoneyAddsUp(t *testing.T) {
 		t.Errorf("%+v", left)
 	}
 	rig.Each(t, 300*time.Millisecond, "its refund", func() bool {
-		if err := w.chain.AdvanceTime(5 * time.Minute); err != nil {
+		if err := local.AdvanceTime(5 * time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		m, err := l.at(t.Context(), p)
