@@ -28,7 +28,7 @@ if [[ -w /dev/shm && $(df --output=avail /dev/shm | tail -1) -gt 8000000 && $(fi
 fi
 work=$(mktemp -d)
 log=$work/log
-trap 'rm -rf "$work"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$work"' EXIT
 
 # finish prints the count that CI reads. A step that is not a test counts as one failure when it fails.
 finish() {
@@ -126,15 +126,11 @@ formatted() {
 	forge fmt --check
 }
 
-vet() {
-	local module
-	for module in "${modules[@]}"; do go vet -C "$module" ./...; done
-}
-
+# lint is go vet and staticcheck.
 lint() {
-	local tool module
-	tool=$(go tool -n staticcheck)
-	for module in "${modules[@]}"; do (cd "$module" && "$tool" ./...); done
+	local module
+	go build -o "$work/lint" ./internal/lint
+	for module in "${modules[@]}"; do (cd "$module" && "$work/lint" ./...); done
 }
 
 # portable holds the promise that what is no database builds without cgo, and that NVML then says what is missing.
@@ -150,7 +146,14 @@ allocations() { go test -count=1 ./channel; }
 # forge is the native program: npm's wrapper of it exits 0 also when it failed.
 forge() { node_modules/@foundry-rs/forge-*/bin/forge "$@"; }
 
-contracts() { forge build; }
+# building has the contracts compiled, on one core, beside what comes next; contracts waits for that.
+building() { { forge build >"$work/forge" 2>&1 && echo 0 || echo 1; } >"$work/built" & }
+
+contracts() {
+	until [[ -s $work/built ]]; do sleep 0.1; done
+	cat "$work/forge"
+	return "$(<"$work/built")"
+}
 
 # forgetest also holds the gas figures to contracts/snapshots: see gas_snapshot_check in foundry.toml.
 forgetest() {
@@ -406,6 +409,7 @@ if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
 fi
 step "tools" tools
 step "npm packages" packages
+building
 if [[ $mode == mutate ]]; then
 	step "forge build" contracts
 	step "mutants" mutants
@@ -413,8 +417,7 @@ if [[ $mode == mutate ]]; then
 	finish
 fi
 step "formatting" formatted
-step "go vet" vet
-step "staticcheck" lint
+step "vet and staticcheck" lint
 step "without cgo" portable
 step "allocations" allocations
 step "forge build" contracts
