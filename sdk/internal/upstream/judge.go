@@ -31,7 +31,7 @@ type judge struct {
 	opened bool         // it is a stream of a kind that has an end
 	ended  map[int]bool // whether each choice in it has ended, by its index
 	last   bool         // nothing comes after
-	blind  bool         // an event could not be read: it may have been the end
+	blind  bool         // an event could not be read, and may have been the end
 	torn   bool         // it is over in the middle of a line, or of a document
 }
 
@@ -188,7 +188,7 @@ func (j *judge) inspect(name string, data []byte) {
 	var c chunk
 	if len(data) > 0 && data[0] == '{' && isSyntax(json.Unmarshal(data, &c)) {
 		c = chunk{}
-		j.torn = j.torn || j.closed && !j.long && j.split != nil
+		j.torn = j.torn || j.closed && j.split != nil && (!j.long || j.tail != '}')
 		j.blind = j.blind || j.long
 		j.failed = j.failed || j.long && beginsAsError(data)
 	}
@@ -205,6 +205,9 @@ func (j *judge) inspect(name string, data []byte) {
 		if _, known := j.ended[choice.Index]; known || len(j.ended) < maxChoices {
 			j.ended[choice.Index] = j.ended[choice.Index] || len(choice.FinishReason) > 0 && string(choice.FinishReason) != "null"
 		}
+	}
+	if len(c.Choices) > 0 && len(j.ended) == 1 { // what could not be read was not the end: its one choice goes on
+		j.blind = false
 	}
 	switch string(c.Done) {
 	case "false":

@@ -28,6 +28,8 @@ func verdict(kind, answer string, n int) string {
 
 func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 	long := strings.Repeat("x", 2*maxEvent)
+	delta := `data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
+	big := `data: {"choices":[{"index":0,"delta":{"content":"` + long + `"},"finish_reason":"stop"}]}` + "\n\n"
 	for _, c := range []struct{ want, kind, answer string }{
 		// errors, as the engines send them
 		{"failed", sse, `data: {"error": {"message": "m", "type": "InternalServerError", "param": null, "code": 500}}` + "\n\ndata: [DONE]\n\n"}, // vLLM
@@ -75,6 +77,11 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"unfinished", sse, `data: {"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":null}]}` + "\n\n" + `data: {"choices":[{"index":0,"finish_reason":"stop"}]}` + "\n\n"},
 		{"good", sse, `data: {"choices":[{"index":1,"finish_reason":"stop"}]}` + "\n\n" + `data: {"choices":[{"index":0,"finish_reason":"stop"}]}` + "\n\n" + `data: {"choices":[],"usage":{}}` + "\n\n"},
 		{"unfinished", ndjson, `{"response":"a","done":false}` + "\n"},
+		{"good", sse, delta + big},
+		{"unfinished", sse, delta + big + delta}, // it was not the end: its choice went on behind it
+		{"unfinished", sse, big + delta + big[:len(big)/2]},
+		{"good", sse, delta + big + `data: {"choices":[],"usage":{}}` + "\n\n"},
+		{"ended", sse, delta + big + delta + "data: [DONE]\n\n"},
 		{"good", ndjson, `{"response":"a","done":false}` + "\n" + `{"context":[` + strings.Repeat("1,", maxEvent) + `1],"done":true}` + "\n"}, // not seen, and not held against it
 		{"good", sse, "data: {\"type\":\"speech.audio.delta\"}\n\n"},
 	} {
