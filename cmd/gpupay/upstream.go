@@ -23,6 +23,7 @@ const upstreamKey = "GPUPAY_UPSTREAM_KEY"
 type upstream struct {
 	url, health string
 	slots       int
+	rate        int
 	most        time.Duration
 	ollama      bool
 }
@@ -31,6 +32,7 @@ func (u *upstream) register(f *cli.Flags) {
 	f.Group("An inference server that is sold by the request")
 	f.Text(&u.url, "upstream", "", "its `URL`, such as http://127.0.0.1:8000: renters share all GPUs by --slots, and send requests as its own clients do. $GPUPAY_UPSTREAM_KEY is what it knows you by, if it asks")
 	f.Int(&u.slots, "slots", 0, "with --upstream: how many requests it runs at once; each pays for its part of the GPUs' time")
+	f.Int(&u.rate, "requests-per-second", 20, "with --upstream: how many requests of one lease may begin in a second")
 	f.Duration(&u.most, "max-request", provider.MaxRequestTime, "with --upstream: how long a request runs at most; what is answered for longer ends there, and is paid up to there")
 	f.Bool(&u.ollama, "upstream-ollama", "with --upstream: serve ollama's own API beside OpenAI's")
 	f.Text(&u.health, "upstream-health", "", "with --upstream: `path` that answers 200 while it works, such as /health; its list of models if empty")
@@ -61,7 +63,7 @@ func (u upstream) open(ctx context.Context, c provider.Config) (opened, error) {
 		return opened{}, errors.New("--upstream: the GPUs behind it have one price: give --price without names")
 	}
 	config := sidecar.Config{Provider: c, Upstream: u.url, OllamaAPI: u.ollama, HealthPath: u.health}
-	config.Provider.Share.Slots, config.Provider.Share.MaxTime = u.slots, u.most
+	config.Provider.Share = provider.Share{Slots: u.slots, MaxTime: u.most, RequestsPerSecond: u.rate}
 	if key := os.Getenv(upstreamKey); key != "" {
 		config.Credential = http.Header{"Authorization": {"Bearer " + key}}
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
@@ -20,17 +22,15 @@ import (
 // GPUs/Slots of a GPU-second, so that all renters together pay at most for the GPUs' time. The zero value shares nothing: each lease has
 // its GPUs for itself. Requests come to whoever embeds the provider (sdk/sidecar), which has each take its slot: see Slots.
 type Share struct {
-	// Slots is how many requests run at once, of all leases together: 1 to 1024.
-	Slots int
-	// GPUs is how many each request uses: all that are shared, 1 to 64. So many as are there when the provider starts if zero.
-	GPUs int
+	Slots int // how many requests run at once, of all leases together: 1 to 1024
+	GPUs  int // how many each request uses: all that are shared, 1 to 64; so many as are there when the provider starts if zero
 	// MaxTime is how long a request runs at most, whole seconds from when it takes its slot: 1 s to a day; MaxRequestTime if zero. Offers
 	// name it, as wire.Share.MaxSeconds: a request that is answered for longer ends there, and is paid up to there.
 	MaxTime time.Duration
-	// LeasesPerPayer is how many leases of one payer may be open; 4 if zero.
-	LeasesPerPayer int
-	// RequestsPerLease is how many requests of one lease may run at once; as many as there are slots if zero.
-	RequestsPerLease int
+
+	LeasesPerPayer    int // how many leases of one payer may be open; 4 if zero
+	RequestsPerLease  int // how many requests of one lease may run at once; as many as there are slots if zero
+	RequestsPerSecond int // how many of one lease may begin in a second, with a burst of ten seconds' worth; 20 if zero
 }
 
 // MaxRequestTime is how long a request runs at most where its Share does not say.
@@ -52,7 +52,7 @@ func (c Config) checkShares() error {
 	for _, id := range c.classes().IDs() {
 		switch s := c.shareOf(id); {
 		case s == Share{}:
-		case s.Slots < 1 || s.Slots > metering.MaxSlots || s.GPUs < 0 || s.GPUs > metering.MaxGPUs || s.LeasesPerPayer < 0 || s.RequestsPerLease < 0:
+		case s.Slots < 1 || s.Slots > metering.MaxSlots || s.GPUs < 0 || s.GPUs > metering.MaxGPUs || s.LeasesPerPayer < 0 || s.RequestsPerLease < 0 || s.RequestsPerSecond < 0:
 			return fmt.Errorf("provider: Share: %d slots on %d GPUs: from 1 to %d and from 1 to %d can be shared, and no limit is negative", s.Slots, s.GPUs, metering.MaxSlots, metering.MaxGPUs)
 		case s.MaxTime < 0 || s.MaxTime > wire.MaxRequestSeconds*time.Second || s.MaxTime%time.Second != 0:
 			return fmt.Errorf("provider: Share: MaxTime (%s) must be whole seconds, up to %s", s.MaxTime, wire.MaxRequestSeconds*time.Second)
@@ -80,7 +80,7 @@ func (p *Server) share() error {
 		share := metering.Share{GPUs: uint32(s.GPUs), Slots: uint32(s.Slots)}
 		service, err := sharing.New(sharing.Config{Share: share, Devices: devices, Tick: p.config.Metering.Tick, MaxGap: p.config.Metering.MaxGap, Clock: p.config.Metering.Clock,
 			URL: p.config.HTTP.PublicURL, Sick: p.leases.Offered.Quarantines(p.config.Allocator), Log: p.config.Log,
-			Limits: sharing.Limits{Leases: s.LeasesPerPayer, Concurrent: s.RequestsPerLease}})
+			Limits: sharing.Limits{Leases: s.LeasesPerPayer, Concurrent: s.RequestsPerLease, Rate: rate.Limit(s.RequestsPerSecond)}})
 		if err != nil {
 			return fmt.Errorf("provider: Share: %w", err)
 		}

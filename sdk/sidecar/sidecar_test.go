@@ -371,3 +371,26 @@ func TestLeasesOfAPayerAreBounded(t *testing.T) {
 	}
 	s.guest(renter.Options{}) // of another payer
 }
+
+// TestRequestsPerSecond: a lease begins as many requests in a second as its provider allows, with a burst of ten seconds' worth; the next is told when.
+func TestRequestsPerSecond(t *testing.T) {
+	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.RequestsPerSecond, c.Provider.Terms.Credit = 1, time.Minute })
+	g := s.guest(renter.Options{})
+	served, refused := 0, 0
+	for began := time.Now(); time.Since(began) < time.Second && refused == 0; {
+		status, text, _, err := g.post(t.Context(), ask{Millis: 1})
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case status == http.StatusOK:
+			served++
+		case status == http.StatusTooManyRequests && strings.Contains(text, "a second"):
+			refused++
+		default:
+			t.Fatalf("%d %s", status, text)
+		}
+	}
+	if served < 10 || served > 12 {
+		t.Errorf("%d are served and %d refused", served, refused)
+	}
+}
