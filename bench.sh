@@ -13,7 +13,7 @@ trap 'rm -rf "$TMPDIR"' EXIT
 chmod 755 "$TMPDIR" # PostgreSQL's server runs as somebody else
 mkdir -p "${results%/*}"
 for ((round = 0; round < ${ROUNDS:-7}; round++)); do # side by side: what else the machine does falls on all of them
-	go test -C bench -run '^$' -bench . -benchtime "${BENCHTIME:-200ms}" -timeout 2h ./received ./loopback
+	go test -C bench -run '^$' -bench . -benchtime "${BENCHTIME:-200ms}" -timeout 2h ./received ./loopback ./forwarding
 	go test -run '^$' -bench '^BenchmarkTick$' -benchtime "${BENCHTIME:-200ms}" ./metering/nvml
 done | tee "$results"
 go run -C bench ./leases -scratch "$TMPDIR" "$@" | tee -a "$results"
