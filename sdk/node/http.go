@@ -204,6 +204,9 @@ func (n *Agent) postLease(r *http.Request, body []byte) (any, error) {
 	if row.State == wire.StateEnded {
 		return nil, nodelink.LeaseEnded.With("lease %s has ended: %s", q.LeaseID, row.Reason)
 	}
+	if n.leases.Runs(row) == nil { // what failed halfway is ended soon
+		return nil, wire.Unavailable.With("lease %s does not run here: ask again", q.LeaseID)
+	}
 	a, err := row.Allocated()
 	answer, meter := rowLease(row), row.SigningKey(offer)
 	answer.Allocation, answer.Meter = &a, &meter

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -112,8 +113,8 @@ func (h *Manager) GiveBack(ctx context.Context, row leasestore.Row, where error,
 	return fmt.Errorf("lease %s: %w: %w", row.ID, ErrHeld, held)
 }
 
-// finalize states the final record of a lease whose devices are on another host. Nothing is billed for the time that nobody
-// metered. What a node meters it signs itself, and what must not be signed here is not.
+// finalize states the final record of a lease whose devices are on another host. Nothing is billed for the time that nobody metered. What a node meters it
+// signs itself, and what must not be signed here is not.
 func (h *Manager) finalize(ctx context.Context, row leasestore.Row) error {
 	a, err := row.Allocated()
 	if err != nil || a.Node != "" {
@@ -169,9 +170,10 @@ func (h *Manager) TakeBackHeld() {
 // resolveStrays resolves the leases that have devices and do not run, but what nodes still have of ended ones.
 func (h *Manager) resolveStrays(ctx context.Context) error {
 	rows, err := h.Store.Leases.Unfinished(ctx)
-	for i, row := range rows {
+	run := slices.DeleteFunc(slices.Clone(rows), func(row leasestore.Row) bool { return h.Runs(row) == nil })
+	for _, row := range rows {
 		if unlock, free := h.Busy.TryLock(common.HexToHash(row.ID)); free { // otherwise it begins
-			if failed := h.resolveStray(ctx, row.ID, rows[i+1:]); !errors.Is(failed, ErrHeld) { // which is logged
+			if failed := h.resolveStray(ctx, row.ID, run); !errors.Is(failed, ErrHeld) { // which is logged
 				err = errors.Join(err, failed)
 			}
 			unlock()
@@ -180,22 +182,21 @@ func (h *Manager) resolveStrays(ctx context.Context) error {
 	return err
 }
 
-// resolveStray looks at a lease anew: it may have begun, or ended, since it was listed. Its renter was told that it did not begin.
-func (h *Manager) resolveStray(ctx context.Context, id string, later []leasestore.Row) error {
+// resolveStray looks at a lease anew: it may have begun, or ended, since it was listed. What a lease has that runs stays with that one.
+func (h *Manager) resolveStray(ctx context.Context, id string, run []leasestore.Row) error {
 	row, err := h.Store.Leases.ByID(ctx, id)
 	ended := row.State == wire.StateEnded
 	if err != nil || h.Runs(row) != nil || ended && (row.AtNode() || row.Held == 0) {
 		return err
 	}
-	where := placement.Locate(ctx, h.Deps.Placer, row, later)
+	where := placement.Locate(ctx, h.Deps.Placer, row, run)
 	if where == nil && !ended && row.State != wire.StateEnding {
 		where = OverError("it could not be begun")
 	}
 	return h.Resolve(ctx, row, where, "")
 }
 
-// OverError is why a lease can go on nowhere and never: it is ended. Any other
-// error of adopt is of this moment or of this host, and ends nothing.
+// OverError is why a lease can go on nowhere and never: it is ended. Any other error of adopt is of this moment or of this host, and ends nothing.
 type OverError string
 
 func isOver(err error) bool {
@@ -247,8 +248,7 @@ func (h *Manager) adopt(ctx context.Context, row leasestore.Row) error {
 	return nil
 }
 
-// overOn says why no lease goes on on a channel: it closes, or who has the key that
-// it pays can close it below what was vouchered. It is empty while one may.
+// overOn says why no lease goes on on a channel: it closes, or who has the key that it pays can close it below what was vouchered. It is empty while one may.
 func (h *Manager) overOn(s channel.State) string {
 	if s.Status != channel.Open {
 		return "its channel is " + s.Status.String()
