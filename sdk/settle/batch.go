@@ -371,6 +371,9 @@ func (s *Settler) await(ctx context.Context, id chain.TxID, channels []common.Ha
 // there is now where that is not known.
 func (s *Settler) settled(ctx context.Context, channels []common.Hash, before map[common.Hash]channel.State) bool {
 	now, err := s.observe(ctx, channels, 0)
+	if err != nil {
+		s.log().Warn("whether a settlement did what it is for is not known: it is waited for", "channels", len(channels), "err", err)
+	}
 	if err != nil || len(now) == 0 {
 		return false
 	}
