@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,14 +34,20 @@ func TestNoFaultOfTheDatabaseIsSilent(t *testing.T) {
 			k.Accept(terms, 100*(round+1))
 		}
 		disk.Arm(true)
-		for range 300 {
-			err := k.Settler.Settle(t.Context())
-			if err == nil {
-				break
-			}
-			fmt.Fprintln(log, "returned:", err)
-			time.Sleep(20 * time.Millisecond)
+		var both sync.WaitGroup
+		for range 2 { // each waits for what the other one settles
+			both.Go(func() {
+				for range 300 {
+					err := k.Settler.Settle(t.Context())
+					if err == nil {
+						return
+					}
+					fmt.Fprintln(log, "returned:", err)
+					time.Sleep(20 * time.Millisecond)
+				}
+			})
 		}
+		both.Wait()
 		disk.Arm(false)
 		k.Balance(300 * (round + 1))
 	}
