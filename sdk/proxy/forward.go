@@ -56,6 +56,7 @@ type failure struct {
 	endpoint, why string
 	throttled     bool
 	cut           *route.Choice // by our own limit; nil: it was not
+	large         bool          // longer than what is passed on
 	after         time.Duration
 	short         *pool.WalletError // nil: it did not fail for want of money
 }
@@ -77,6 +78,7 @@ type ending struct {
 	outcome route.Outcome
 	charged bool // whether the time that it took is paid: it was answered, or we have ended it
 	failed  bool // whether it was answered with a failure; of what broke off the payments judge themselves
+	large   bool // whether the answer is longer than what is passed on
 	why     string
 	after   time.Duration // of a provider that is full
 }
@@ -105,7 +107,7 @@ func (c *call) serve() {
 		if c.begun && !c.goesOn() {
 			break
 		}
-		if end.charged && context.Cause(a.limit) == errLimit { // the next one would be paid for the same
+		if end.large || end.charged && context.Cause(a.limit) == errLimit { // the next one would be paid for the same
 			break
 		}
 		if c.q.options.noFallbacks && len(c.q.options.order) == 0 {
@@ -287,7 +289,7 @@ func (c *call) settle(a *attempt, end ending) {
 
 // next leaves a provider out of what is tried from here on.
 func (c *call) next(a *attempt, end ending) {
-	f := failure{endpoint: a.choice.Endpoint.ID, why: end.why, throttled: end.outcome == route.Throttled, after: end.after}
+	f := failure{endpoint: a.choice.Endpoint.ID, why: end.why, throttled: end.outcome == route.Throttled, after: end.after, large: end.large}
 	if end.outcome == route.Cut {
 		f.cut = a.choice
 	}

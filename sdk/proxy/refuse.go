@@ -146,6 +146,9 @@ func (c *call) exhausted() *APIError {
 	if !slices.ContainsFunc(c.tried, func(f failure) bool { return !f.throttled }) {
 		return busy(after, "providers_full", "Every provider that was asked is full: %s. Send the request again in a moment.", words)
 	}
+	if c.tried[len(c.tried)-1].large {
+		return &APIError{Status: http.StatusUnprocessableEntity, Type: "invalid_request_error", Code: "answer_too_large", Message: fmt.Sprintf("The answer is too long to be passed on: %s. %s %s", words, c.charged(), tooLarge)}
+	}
 	for _, f := range c.tried {
 		if f.cut == nil {
 			continue
@@ -156,6 +159,9 @@ func (c *call) exhausted() *APIError {
 	}
 	return failedAt("No provider answered: %s. %s Send the request again, or add a provider.", words, c.charged())
 }
+
+// tooLarge is what to do about an answer that is longer than what is passed on: any provider's would be, and would be paid.
+const tooLarge = "The same request would be answered at the same length, and charged, again: ask for less at once, or for a stream."
 
 // charged says what the request's attempts have cost.
 func (c *call) charged() string {

@@ -54,7 +54,7 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 		return c.broken(a, "broke off in the middle of its answer")
 	}
 	if len(text) > maxAnswer {
-		return ending{charged: true, why: "answered with more than " + size(maxAnswer)}
+		return ending{charged: true, large: true, why: "answered with more than " + size(maxAnswer)}
 	}
 	verdict.Read(text)
 	whole := verdict.Whole()
@@ -114,7 +114,7 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 		}
 		if cut.long() {
 			c.said = nil // what goes on would be paid beside it
-			return ending{charged: true, why: "sent an event of more than " + size(maxEvent)}
+			return ending{charged: true, large: true, why: "sent an event of more than " + size(maxEvent)}
 		}
 		if c.begun && out.Flush() != nil {
 			return c.left()
@@ -260,9 +260,12 @@ func (c *call) breakOff(failed *APIError) {
 		why = append(why, "provider "+redact.URL(f.endpoint)+" "+f.why)
 	}
 	words, advice := strings.Join(why, "; ")+".", "Send the request again for another one."
-	if last := c.tried[len(c.tried)-1].cut; last != nil {
+	switch last := c.tried[len(c.tried)-1]; {
+	case last.large:
+		advice = tooLarge
+	case last.cut != nil:
 		c.q = c.whole // which would be sent again
-		advice, _ = c.afterCut(last)
+		advice, _ = c.afterCut(last.cut)
 	}
 	if failed != nil {
 		words += " It is not gone on with elsewhere: " + failed.Message
