@@ -5,9 +5,12 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gpupay/gpupay/sdk/proxy"
 )
+
+const stops = `data: {"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
 
 // writes answers with a text as it stands.
 func writes(kind, text string) func(http.ResponseWriter, *http.Request) {
@@ -49,5 +52,59 @@ func TestAnswerTooLarge(t *testing.T) {
 				t.Errorf("%d %s %.600s; the other was asked %d times, %s paid", a.StatusCode, a.Header.Get("X-Should-Retry"), a.text, d.engines[1].asked.Load(), d.purse.spent)
 			}
 		})
+	}
+}
+
+// TestEndKeptOpen: an answer of which every choice has said its end is over a moment later, though its provider says no [DONE] and keeps it open.
+func TestEndKeptOpen(t *testing.T) {
+	t.Parallel()
+	other := strings.ReplaceAll(stops, `"index":0`, `"index":1`)
+	figures := "data: {\"id\":\"1\",\"choices\":[],\"usage\":{\"total_tokens\":9}}\n\n"
+	for name, row := range map[string]struct{ path, members, text string }{
+		"a chat":         {"/v1/chat/completions", `,"messages":[]`, chunk("Hello") + stops},
+		"two answers":    {"/v1/chat/completions", `,"messages":[],"n":2`, chunk("Hello") + other + stops},
+		"a completion":   {"/v1/completions", `,"prompt":"Hi"`, strings.Replace(stops, `"delta":{}`, `"text":"Hello"`, 1)},
+		"with a grammar": {"/v1/chat/completions", `,"messages":[],"guided_regex":"a*"`, chunk("Hello") + stops},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+				writes(eventStream, row.text)(w, r)
+				time.Sleep(100 * time.Millisecond)
+				writes(eventStream, figures)(w, r)
+				<-r.Context().Done()
+			})})
+			a := d.post(row.path, `{"model":"m","stream":true,"max_tokens":100`+row.members+`}`)
+			if a.code() != "" || a.err != nil || strings.Count(a.text, "[DONE]") != 1 || !strings.HasPrefix(a.text, row.text+figures) || d.purse.spent.IsZero() || d.purse.spent.BaseUnits() > 6000 { // six seconds
+				t.Errorf("%q %v: %s", a.text, a.err, d.purse.spent)
+			}
+		})
+	}
+	d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) { // one of two has ended
+		writes(eventStream, other)(w, r)
+		time.Sleep(3 * time.Second)
+		writes(eventStream, chunk("Hello")+last)(w, r)
+	})})
+	if a := d.chat(`,"stream":true,"n":2`); a.code() != "" || !strings.Contains(a.text, "Hello") {
+		t.Errorf("%q", a.text)
+	}
+}
+
+// TestBehindTheEnd: whatever comes behind the end of an answer, it is whole, paid once and asked for nowhere else.
+func TestBehindTheEnd(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"an error": "data: {\"error\":{\"message\":\"x\"}}\n\n", "half of the figures": "data: {\"usa", "half an event": "data: {\"usa\n\n", "an event too long": "data: " + strings.Repeat("a", 9<<20),
+	} {
+		for _, members := range []string{"", `,"guided_regex":"a*"`} {
+			t.Run(name+members, func(t *testing.T) {
+				t.Parallel()
+				d := newDesk(t, []*engine{newEngine(t, writes(eventStream, chunk("Hello")+stops+text)), newEngine(t, well)}, prefills)
+				a := d.chat(`,"stream":true` + members)
+				if a.code() != "" || a.err != nil || strings.Count(a.text, "Hello") != 1 || !strings.Contains(a.text, `"stop"`) || d.engines[1].asked.Load() != 0 || d.purse.spent.IsZero() {
+					t.Errorf("%.300q %v: the other was asked %d times, %s paid", a.text, a.err, d.engines[1].asked.Load(), d.purse.spent)
+				}
+			})
+		}
 	}
 }

@@ -71,9 +71,11 @@ func silent(event []byte) []byte {
 // spoken is what of an answer, or of one event of it, are tokens.
 type spoken struct {
 	Choices []struct {
-		Delta   words  `json:"delta"`
-		Message words  `json:"message"`
-		Text    string `json:"text"`
+		Index   int             `json:"index"`
+		Finish  json.RawMessage `json:"finish_reason"`
+		Delta   words           `json:"delta"`
+		Message words           `json:"message"`
+		Text    string          `json:"text"`
 	} `json:"choices"`
 	Type   string          `json:"type"`
 	Delta  json.RawMessage `json:"delta"`
@@ -98,11 +100,16 @@ func text(value json.RawMessage) int {
 
 // tokens counts the tokens of a piece of an answer, about: one for each event that says something, and more for a long one. It is what
 // the caller's side saw, not what a provider says that it was.
-func tokens(document []byte) int64 {
-	var s spoken
+func tokens(document []byte) int64 { return read(document).tokens() }
+
+func read(document []byte) (s spoken) {
 	if len(document) == 0 || document[0] != '{' || json.Unmarshal(document, &s) != nil {
-		return 0
+		return spoken{}
 	}
+	return s
+}
+
+func (s spoken) tokens() int64 {
 	n := text(s.Delta) + text(s.Output)
 	for _, choice := range s.Choices {
 		n += choice.Delta.size() + choice.Message.size() + len(choice.Text)

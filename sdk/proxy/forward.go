@@ -68,8 +68,9 @@ type attempt struct {
 	resume bool   // whether it goes on with an answer that has begun
 	held   []byte // comments before the first event
 	sent   time.Time
-	first  time.Time // when the first token came; zero: none has
-	out    int64     // tokens of the answer, as we counted them
+	first  time.Time    // when the first token came; zero: none has
+	out    int64        // tokens of the answer, as we counted them
+	ended  map[int]bool // the choices that have said their end
 	limit  context.Context
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gpupay/gpupay/internal/redact"
+	"github.com/gpupay/gpupay/sdk/internal/continuation"
 	"github.com/gpupay/gpupay/sdk/internal/serve"
 	"github.com/gpupay/gpupay/sdk/internal/upstream"
 	"github.com/gpupay/gpupay/sdk/route"
@@ -104,6 +105,7 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 	}
 	var cut events
 	piece := make([]byte, 32<<10)
+	var grace *time.Timer
 	for {
 		n, failed := res.Body.Read(piece)
 		cut.add(piece[:n])
@@ -112,7 +114,14 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 				return end
 			}
 		}
+		if grace == nil && c.over(a) {
+			grace = time.AfterFunc(graceFor, func() { _ = res.Body.Close() })
+			defer grace.Stop()
+		}
 		if cut.long() {
+			if c.over(a) {
+				return c.finished(a)
+			}
 			c.said = nil // what goes on would be paid beside it
 			return ending{charged: true, large: true, why: "sent an event of more than " + size(maxEvent)}
 		}
@@ -122,9 +131,8 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 		switch {
 		case errors.Is(failed, io.EOF):
 			return c.streamed(a, res, verdict, out, cut.rest())
-		case failed != nil && c.said != nil && c.said.Over() && a.limit.Err() == nil: // what is missing are figures
-			_, _ = out.Write([]byte("data: [DONE]\n\n"))
-			return c.ended(a)
+		case failed != nil && c.over(a) && c.r.Context().Err() == nil: // what is missing are figures
+			return c.finished(a)
 		case failed != nil:
 			return c.broken(a, "broke off in the middle of its answer")
 		}
@@ -135,6 +143,9 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 func (c *call) pass(a *attempt, res *http.Response, verdict *upstream.Verdict, event []byte) (end ending, over bool) {
 	verdict.Read(event)
 	if verdict.Failed() {
+		if c.over(a) {
+			return c.finished(a), true
+		}
 		return ending{failed: true, why: "reported an error in its answer"}, true
 	}
 	said := data(event)
@@ -173,6 +184,20 @@ func (c *call) pass(a *attempt, res *http.Response, verdict *upstream.Verdict, e
 	return ending{}, false
 }
 
+// graceFor is how long the figures and the [DONE] behind an answer's end are waited for, which is paid.
+const graceFor = 2 * time.Second
+
+// over reports whether all of an answer has said its end: it is whole, whatever is missing or wrong behind that.
+func (c *call) over(a *attempt) bool {
+	return c.said != nil && c.said.Over() || c.whole.answers() > 0 && len(a.ended) >= c.whole.answers()
+}
+
+// finished is the end of a stream that is over, and whose last event is not there.
+func (c *call) finished(a *attempt) ending {
+	_, _ = c.out.Write([]byte("data: [DONE]\n\n"))
+	return c.ended(a)
+}
+
 // openFor is how long a provider may keep an answer open that is over, and be paid for it.
 const openFor = 100 * time.Millisecond
 
@@ -192,6 +217,9 @@ func (c *call) left() ending {
 func (c *call) streamed(a *attempt, res *http.Response, verdict *upstream.Verdict, out *serve.Stream, rest []byte) ending {
 	verdict.Read(rest)
 	if !verdict.Whole() {
+		if c.over(a) {
+			return c.finished(a)
+		}
 		return ending{failed: true, why: "ended its answer in the middle"}
 	}
 	if said := data(rest); !c.begun {
@@ -244,7 +272,16 @@ func (c *call) begin(a *attempt, res *http.Response) {
 
 // count measures an event.
 func (a *attempt) count(said []byte, now time.Time) {
-	n := tokens(said)
+	s := read(said)
+	for _, choice := range s.Choices {
+		if continuation.Ends(choice.Finish) {
+			if a.ended == nil {
+				a.ended = make(map[int]bool)
+			}
+			a.ended[choice.Index] = true
+		}
+	}
+	n := s.tokens()
 	if a.out += n; n > 0 && a.first.IsZero() {
 		a.first = now
 	}

@@ -154,6 +154,17 @@ const bytesPerToken = 4
 // maxModels bounds the models that a request tries in turn.
 const maxModels = 8
 
+// answers is how many choices are asked for; 0: it is not known.
+func (q *query) answers() int {
+	n := 1
+	for _, m := range q.members {
+		if m.Name == "n" && json.Unmarshal(m.Value, &n) != nil || m.Name == "prompt" && m.Value[0] != '"' {
+			return 0
+		}
+	}
+	return n
+}
+
 // outgoing is the request as a provider gets it.
 func (q *query) outgoing(r *http.Request, model string) *http.Request {
 	body := q.body(model)

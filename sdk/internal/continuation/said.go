@@ -72,6 +72,11 @@ func empty(value json.RawMessage) bool {
 	return slices.Contains([]string{"", "null", `""`, "[]", "{}"}, string(value))
 }
 
+// Ends reports whether a finish_reason says that its choice is whole: "abort" and "error" are of servers that gave it up.
+func Ends(finish json.RawMessage) bool {
+	return !empty(finish) && string(finish) != `"abort"` && string(finish) != `"error"`
+}
+
 // Hear keeps what an event says, which is its data.
 func (s *Said) Hear(event []byte) {
 	if string(event) == "[DONE]" {
@@ -95,7 +100,7 @@ func (s *Said) Hear(event []byte) {
 	}
 	for _, choice := range e.Choices {
 		s.other = s.other || choice.Index != 0 || !empty(choice.Logprobs)
-		s.over = s.over || !empty(choice.Finish)
+		s.over = s.over || Ends(choice.Finish)
 		for name, value := range choice.Delta {
 			switch {
 			case name == "role" || empty(value):
