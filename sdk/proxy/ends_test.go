@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
@@ -107,4 +108,52 @@ func TestBehindTheEnd(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestLinesAndMarks: however lines end, and with a byte order mark, all of the text is passed on, also by who goes on.
+func TestLinesAndMarks(t *testing.T) {
+	t.Parallel()
+	text := chunk("lo") + chunk(" there") + last
+	for name, row := range map[string]string{
+		"a mark": "\xef\xbb\xbf" + text, "CR": strings.ReplaceAll(text, "\n", "\r"), "CRLF": strings.ReplaceAll(text, "\n", "\r\n"), "a mark and CR": "\xef\xbb\xbf" + strings.ReplaceAll(text, "\n", "\r"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			slow := func(w http.ResponseWriter, r *http.Request) {
+				for i := range len(row) {
+					writes(eventStream, row[i:i+1])(w, r)
+				}
+			}
+			for _, serve := range []func(http.ResponseWriter, *http.Request){writes(eventStream, row), slow} {
+				d := newDesk(t, []*engine{newEngine(t, broken), newEngine(t, serve)}, prefills)
+				a := d.chat(`,"stream":true`)
+				if got := a.said(); a.code() != "" || got != "Hello there" || strings.Count(a.text, "[DONE]") != 1 {
+					t.Errorf("%q: %q", got, a.text)
+				}
+				d = newDesk(t, []*engine{newEngine(t, serve)})
+				if a = d.chat(`,"stream":true`); a.said() != "lo there" || !strings.HasPrefix(a.text, "data: ") {
+					t.Errorf("%q", a.text)
+				}
+			}
+		})
+	}
+	d := newDesk(t, []*engine{newEngine(t, broken), newEngine(t, writes(eventStream, chunk("lo")+strings.TrimSuffix(chunk(" there"), "\n")+"data: [DONE]\n"))}, prefills)
+	if a := d.chat(`,"stream":true`); a.code() != "answer_broken" {
+		t.Errorf("what could not be passed on is lost unsaid: %q", a.text)
+	}
+}
+
+// said is the text of a stream, as a client reads it that knows line feeds alone.
+func (a answer) said() (all string) {
+	for line := range strings.Lines(a.text) {
+		var e struct {
+			Choices []struct{ Delta struct{ Content string } }
+		}
+		if line, is := strings.CutPrefix(line, "data: "); is && json.Unmarshal([]byte(line), &e) == nil {
+			for _, c := range e.Choices {
+				all += c.Delta.Content
+			}
+		}
+	}
+	return all
 }

@@ -103,13 +103,13 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 			c.said = nil
 		}
 	}
-	var cut events
+	var cut continuation.Events
 	piece := make([]byte, 32<<10)
 	var grace *time.Timer
 	for {
 		n, failed := res.Body.Read(piece)
-		cut.add(piece[:n])
-		for event, ok := cut.next(); ok; event, ok = cut.next() {
+		cut.Add(piece[:n])
+		for event, ok := cut.Next(); ok; event, ok = cut.Next() {
 			if end, over := c.pass(a, res, verdict, event); over {
 				return end
 			}
@@ -118,19 +118,19 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 			grace = time.AfterFunc(graceFor, func() { _ = res.Body.Close() })
 			defer grace.Stop()
 		}
-		if cut.long() {
+		if cut.Long() {
 			if c.over(a) {
 				return c.finished(a)
 			}
 			c.said = nil // what goes on would be paid beside it
-			return ending{charged: true, large: true, why: "sent an event of more than " + size(maxEvent)}
+			return ending{charged: true, large: true, why: "sent an event of more than " + size(continuation.MaxEvent)}
 		}
 		if c.begun && out.Flush() != nil {
 			return c.left()
 		}
 		switch {
 		case errors.Is(failed, io.EOF):
-			return c.streamed(a, res, verdict, out, cut.rest())
+			return c.streamed(a, res, verdict, out, cut.Rest())
 		case failed != nil && c.over(a) && c.r.Context().Err() == nil: // what is missing are figures
 			return c.finished(a)
 		case failed != nil:
@@ -148,9 +148,9 @@ func (c *call) pass(a *attempt, res *http.Response, verdict *upstream.Verdict, e
 		}
 		return ending{failed: true, why: "reported an error in its answer"}, true
 	}
-	said := data(event)
+	said := continuation.Data(event)
 	if len(said) == 0 {
-		event = silent(event)
+		event = continuation.Comments(event)
 		if !c.begun {
 			if len(a.held)+len(event) <= maxHeld {
 				a.held = append(a.held, event...)
@@ -205,7 +205,7 @@ const openFor = 100 * time.Millisecond
 func closes(body io.ReadCloser) {
 	timer := time.AfterFunc(openFor, func() { _ = body.Close() })
 	defer timer.Stop()
-	_, _ = io.CopyN(io.Discard, body, maxEvent)
+	_, _ = io.CopyN(io.Discard, body, continuation.MaxEvent)
 }
 
 // left is how an attempt ended whose caller does not read, or is gone.
@@ -222,14 +222,17 @@ func (c *call) streamed(a *attempt, res *http.Response, verdict *upstream.Verdic
 		}
 		return ending{failed: true, why: "ended its answer in the middle"}
 	}
-	if said := data(rest); !c.begun {
+	if said := continuation.Data(rest); !c.begun {
 		if len(said) == 0 {
 			return ending{failed: true, why: "answered with nothing"}
 		}
 		c.begin(a, res)
 	}
-	if said := data(rest); a.resume && len(said) > 0 {
-		rest, _ = c.said.Splice(said)
+	if said := continuation.Data(rest); a.resume && len(said) > 0 {
+		var ok bool
+		if rest, ok = c.said.Splice(said); !ok {
+			return ending{failed: true, why: "answered with something else than events of a chat"}
+		}
 	}
 	if rest = bytes.TrimRight(rest, "\r\n"); len(rest) > 0 {
 		if _, err := out.Write(append(rest, "\n\n"...)); err != nil {
