@@ -157,3 +157,16 @@ func (a answer) said() (all string) {
 	}
 	return all
 }
+
+// TestOddEventsGoOn: who goes on honestly is paid, and heard, whatever its events look like that say nothing.
+func TestOddEventsGoOn(t *testing.T) {
+	t.Parallel()
+	text := "data: null\n\ndata: {}\n\n" + chunk("lo") + `data: {"id":"2","id":"2","choices":[{"index":0,"index":0,"delta":{"content":" there"},"finish_reason":null}]}` + "\n\n" +
+		`data: {"id":"2","choices":[null]}` + "\n\n" + `data: {"id":"2","choices":null,"usage":null}` + "\n\n" +
+		`data: {"id":"2","choices":[{"index":0,"delta":null,"finish_reason":"stop"}]}` + "\n\ndata:  [DONE] \n\n"
+	d := newDesk(t, []*engine{newEngine(t, broken), newEngine(t, writes(eventStream, text))}, prefills)
+	a := d.chat(`,"stream":true`)
+	if a.code() != "" || a.said() != "Hello there" || !strings.Contains(a.text, `"delta":{},"finish_reason":"stop"`) || strings.Count(a.text, "[DONE]") != 1 || d.purse.failed != 0 || d.purse.spent.IsZero() {
+		t.Errorf("%q, %d failed, %s paid", a.text, d.purse.failed, d.purse.spent)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 )
 
 // Member is one member of an object of JSON, byte for byte.
@@ -14,7 +15,10 @@ type Member struct {
 }
 
 // Members takes an object apart, and keeps the order and the bytes of what is in it: what a provider gets is what the caller wrote.
-func Members(object []byte) ([]Member, error) {
+func Members(object []byte) ([]Member, error) { return members(object, false) }
+
+// members takes the last one of those of a name where several are allowed, as who reads an answer does.
+func members(object []byte, several bool) ([]Member, error) {
 	d := json.NewDecoder(bytes.NewReader(object))
 	if open, err := d.Token(); err != nil || open != json.Delim('{') {
 		return nil, errors.New("it is no JSON object")
@@ -30,8 +34,10 @@ func Members(object []byte) ([]Member, error) {
 		if err := d.Decode(&m.Value); err != nil {
 			return nil, errors.New("it is no JSON object")
 		}
-		if seen[m.Name] {
+		if seen[m.Name] && !several {
 			return nil, errors.New("a member stands in it twice")
+		} else if seen[m.Name] {
+			all = slices.DeleteFunc(all, func(own Member) bool { return own.Name == m.Name })
 		}
 		seen[m.Name] = true
 		all = append(all, m)

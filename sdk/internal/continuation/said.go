@@ -77,9 +77,12 @@ func Ends(finish json.RawMessage) bool {
 	return !empty(finish) && string(finish) != `"abort"` && string(finish) != `"error"`
 }
 
+// done reports whether an event is the last one.
+func done(event []byte) bool { return string(bytes.TrimSpace(event)) == "[DONE]" }
+
 // Hear keeps what an event says, which is its data.
 func (s *Said) Hear(event []byte) {
-	if string(event) == "[DONE]" {
+	if done(event) {
 		return
 	}
 	all, err := Members(event)
@@ -138,10 +141,13 @@ func shared(name string) bool { return name == "id" || name == "created" || name
 // Splice makes an event of the answer that goes on one of the answer that has begun: with its id, created and model, and without what has been
 // said, the role, or would count a part of the answer for all of it, the usage. What is left of some is nothing; not ok: it is no chat's event.
 func (s *Said) Splice(event []byte) (out []byte, ok bool) {
-	if string(event) == "[DONE]" {
+	switch {
+	case done(event):
 		return []byte("data: [DONE]\n\n"), true
+	case empty(bytes.TrimSpace(event)):
+		return nil, true
 	}
-	all, err := Members(event)
+	all, err := members(event, true)
 	if err != nil {
 		return nil, false
 	}
@@ -156,7 +162,7 @@ func (s *Said) Splice(event []byte) (out []byte, ok bool) {
 		case m.Name == "usage" && !empty(m.Value):
 			m.Value = nil
 		case m.Name == "choices":
-			if m.Value, mute, err = spliced(m.Value); err != nil {
+			if m.Value, mute, err = s.spliced(m.Value); err != nil {
 				return nil, false
 			}
 		}
@@ -168,23 +174,29 @@ func (s *Said) Splice(event []byte) (out []byte, ok bool) {
 }
 
 // spliced are the choices of an event that goes on with an answer; mute: they say nothing.
-func spliced(value json.RawMessage) (out json.RawMessage, mute bool, err error) {
+func (s *Said) spliced(value json.RawMessage) (out json.RawMessage, mute bool, err error) {
 	var choices []json.RawMessage
+	if empty(value) {
+		return value, true, nil
+	}
 	if err := json.Unmarshal(value, &choices); err != nil {
 		return nil, false, err
 	}
+	choices = slices.DeleteFunc(choices, func(choice json.RawMessage) bool { return empty(choice) })
 	mute = true
 	for i, choice := range choices {
-		all, err := Members(choice)
+		all, err := members(choice, true)
 		if err != nil {
 			return nil, false, err
 		}
 		for i := range all {
 			m := &all[i]
 			if m.Name == "delta" {
-				delta, err := Members(m.Value)
-				if err != nil {
-					return nil, false, err
+				var delta []Member
+				if !empty(m.Value) {
+					if delta, err = members(m.Value, true); err != nil {
+						return nil, false, err
+					}
 				}
 				delta = slices.DeleteFunc(delta, func(m Member) bool { return m.Name == "role" })
 				mute = mute && !slices.ContainsFunc(delta, func(m Member) bool { return !empty(m.Value) })

@@ -21,13 +21,16 @@ func TestSplice(t *testing.T) {
 		`{"id":"b","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"usage":null}`:                                                      "",
 		`{"id":"b","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}`:                                                                                   `data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}` + "\n\n",
 		`{"id":"b","choices":[{"delta":{"tool_calls":[{"index":0}]}}]}`:                                                                                                       `data: {"id":"a","choices":[{"delta":{"tool_calls":[{"index":0}]}}]}` + "\n\n",
-		`{"id":"b","choices":[],"usage":{"total_tokens":9}}`:                                                                                                                  "",
+		" [DONE] ": "data: [DONE]\n\n", ``: "", " null": "", `[]`: "", `{}`: "", `{"choices":null}`: "", `{"choices":[null]}`: "", `{"choices":[{"delta":null}]}`: "",
+		`{"id":"b","id":"c","choices":[{"delta":{"content":"no","content":"lo"}}]}`: `data: {"id":"a","choices":[{"delta":{"content":"lo"}}]}` + "\n\n",
+		`{"id":"b","choices":[{"index":0,"delta":null,"finish_reason":"stop"}]}`:    `data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n",
+		`{"id":"b","choices":[],"usage":{"total_tokens":9}}`:                        "",
 	} {
 		if got, ok := s.Splice([]byte(event)); !ok || string(got) != want {
 			t.Errorf("%s\ngot  %s\nwant %s", event, got, want)
 		}
 	}
-	for _, event := range []string{``, `x`, `[]`, `{"choices":1}`, `{"choices":[1]}`, `{"choices":[{"delta":1}]}`, `{"id":"b","id":"c"}`, `{}{}`} {
+	for _, event := range []string{`x`, `[1]`, `{"choices":1}`, `{"choices":[1]}`, `{"choices":[{"delta":1}]}`, `{}{}`} {
 		if got, ok := s.Splice([]byte(event)); ok {
 			t.Errorf("%s is taken for %s", event, got)
 		}
