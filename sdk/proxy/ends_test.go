@@ -170,3 +170,49 @@ func TestOddEventsGoOn(t *testing.T) {
 		t.Errorf("%q, %d failed, %s paid", a.text, d.purse.failed, d.purse.spent)
 	}
 }
+
+// TestWhiteSpaceAtTheJoint: text goes on where it broke off, whether the next one's template trims it or not.
+func TestWhiteSpaceAtTheJoint(t *testing.T) {
+	t.Parallel()
+	const full = "One.\n\n \u00a0Two."
+	for _, trims := range []bool{true, false} {
+		for n := 1; n < len("One.\n\n \u00a0Two"); n++ {
+			if full[:n] != strings.ToValidUTF8(full[:n], "") {
+				continue
+			}
+			d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, _ *http.Request) {
+				say(w, full[:n])
+				reset(w)
+			}), newEngine(t, func(w http.ResponseWriter, r *http.Request) {
+				var q asked
+				_ = json.NewDecoder(r.Body).Decode(&q)
+				from := q.Messages[len(q.Messages)-1].Content
+				if trims {
+					from = strings.TrimSpace(from)
+				}
+				for _, r := range strings.TrimPrefix(full, from) {
+					say(w, string(r))
+				}
+				_, _ = io.WriteString(w, last)
+			})}, prefills)
+			if a := d.chat(`,"stream":true`); a.said() != full {
+				t.Errorf("after %q, trimmed %t: %q", full[:n], trims, a.said())
+			}
+		}
+	}
+}
+
+// TestWhoseTextItIs: text is gone on with by who fits the one that said it, whoever began the answer.
+func TestWhoseTextItIs(t *testing.T) {
+	t.Parallel()
+	role := strings.Replace(chunk(""), `"content":""`, `"role":"assistant","content":""`, 1)
+	for kind, goesOn := range map[string]bool{"fp8": false, "int4": true} {
+		d := newDesk(t, []*engine{newEngine(t, func(w http.ResponseWriter, r *http.Request) { writes(eventStream, role)(w, r); reset(w) }), newEngine(t, broken),
+			newEngine(t, writes(eventStream, chunk("lo")+last))}, prefills, func(_ *proxy.Config, p *purse) {
+			p.endpoints[1].Quantization, p.endpoints[2].Quantization = "int4", kind
+		})
+		if a := d.chat(`,"stream":true`); (a.said() == "Hello") != goesOn || (a.code() == "") != goesOn || (d.engines[2].asked.Load() == 1) != goesOn {
+			t.Errorf("%s: %q", kind, a.text)
+		}
+	}
+}

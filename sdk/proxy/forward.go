@@ -43,7 +43,7 @@ type call struct {
 	lost   int                // times that another request took meanwhile what was left
 	looked bool               // whether one that was missing was looked for again
 	begun  bool               // whether the caller has got something of an answer
-	by     route.Endpoint     // that began it
+	by     route.Endpoint     // that began it, or its text
 	said   *continuation.Said // what that is; nil: nobody could go on with it
 	out    *serve.Stream      // of an answer that is a stream
 	cost   route.Nano         // of all attempts

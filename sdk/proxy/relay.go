@@ -164,7 +164,10 @@ func (c *call) pass(a *attempt, res *http.Response, verdict *upstream.Verdict, e
 				return ending{failed: true, why: "answered with something else than events of a chat"}, true
 			}
 		}
-		c.said.Hear(said)
+		begun := c.said.Begun()
+		if c.said.Hear(continuation.Data(event)); !begun && c.said.Begun() { // the text is its
+			c.by = a.choice.Endpoint
+		}
 	}
 	a.count(said, c.config.Now())
 	if !c.begun {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -20,6 +21,7 @@ const maxHead = 512
 type Said struct {
 	head   []Member // id, created and model of its first event, which all of its events have
 	text   []byte
+	joint  []byte // white space at the end of text, which who goes on is asked for again and which is not passed on again
 	tokens int64
 	other  bool // something else than plain text was said, or more of it than is kept
 	over   bool // the end was said: what may follow are figures
@@ -82,7 +84,7 @@ func done(event []byte) bool { return string(bytes.TrimSpace(event)) == "[DONE]"
 
 // Hear keeps what an event says, which is its data.
 func (s *Said) Hear(event []byte) {
-	if done(event) {
+	if done(event) || empty(bytes.TrimSpace(event)) {
 		return
 	}
 	all, err := Members(event)
@@ -199,6 +201,9 @@ func (s *Said) spliced(value json.RawMessage) (out json.RawMessage, mute bool, e
 					}
 				}
 				delta = slices.DeleteFunc(delta, func(m Member) bool { return m.Name == "role" })
+				if at := slices.IndexFunc(delta, func(m Member) bool { return m.Name == "content" }); at >= 0 {
+					delta[at].Value = s.unspoken(delta[at].Value)
+				}
 				mute = mute && !slices.ContainsFunc(delta, func(m Member) bool { return !empty(m.Value) })
 				m.Value = Object(delta)
 			}
@@ -217,10 +222,38 @@ func raws(values []json.RawMessage) [][]byte {
 	return out
 }
 
-// Rest asks for what is missing of an answer: what was said of it is the beginning of the last message, and nothing is added in words. It is not
-// ok if the tokens that the answer may have are used up.
+// unspoken takes the white space that was said already off a piece of text. One with a character that could not be read is left as it is.
+func (s *Said) unspoken(value json.RawMessage) json.RawMessage {
+	var piece string
+	if len(s.joint) == 0 || json.Unmarshal(value, &piece) != nil || piece == "" {
+		return value
+	}
+	n := 0
+	for n < min(len(piece), len(s.joint)) && piece[n] == s.joint[n] {
+		n++
+	}
+	for !utf8.RuneStart((piece + "a")[n]) {
+		n--
+	}
+	if s.joint = s.joint[n:]; n < len(piece) {
+		s.joint = nil
+	}
+	if n == 0 || strings.ContainsRune(piece, utf8.RuneError) {
+		return value
+	}
+	value, _ = json.Marshal(piece[n:])
+	return value
+}
+
+// Rest asks for what is missing of an answer: what was said of it is the beginning of the last message, and nothing is added in words. White space
+// at its end is left out, since some servers' templates trim it: it is said again, and Splice takes it off. It is not ok if the tokens that the answer may have are used up.
 func (s *Said) Rest(request []Member) (rest []Member, ok bool) {
-	text, _ := json.Marshal(string(s.text))
+	begun := bytes.TrimRightFunc(s.text, unicode.IsSpace)
+	if len(begun) == 0 {
+		begun = s.text
+	}
+	s.joint = slices.Clone(s.text[len(begun):])
+	text, _ := json.Marshal(string(begun))
 	rest = []Member{{"continue_final_message", []byte("true")}, {"add_generation_prompt", []byte("false")}}
 	for _, m := range request {
 		switch m.Name {
