@@ -333,6 +333,30 @@ func TestPriceChanges(t *testing.T) {
 	}
 }
 
+// TestDearerThanItsOffer: a provider that raises its price after its offer was fetched gets no request that was reserved for at the old one,
+// and is chosen by the new one from then on.
+func TestDearerThanItsOffer(t *testing.T) {
+	w := newTown(t)
+	s := w.shop("36", 4)
+	p := w.pool(w.client(), nil)
+	offer(t, p, s)
+	s.reprice(t, "360")
+	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000))
+	if h != nil || !errors.Is(err, pool.ErrEndpoint) {
+		t.Errorf("what was reserved for 20 s is a hold of 2 s: %v", err)
+	}
+	if got := counted(t, p); !got.IsZero() {
+		t.Errorf("%s count of what was not sent", got)
+	}
+	if got := p.Endpoints(); len(got) != 1 || got[0].Price.PerSlotSecond != route.Base(25_000) {
+		t.Errorf("%+v", got)
+	}
+	must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
+	if n := s.asked.Load(); n != 1 {
+		t.Errorf("%d requests were sent", n)
+	}
+}
+
 // TestSickProvider: one that never answers holds up nobody, and one that takes the money and no more is left when the pool goes on after
 // it was cut off while closing.
 func TestSickProvider(t *testing.T) {

@@ -38,7 +38,8 @@ type Hold struct {
 
 // Reserve reserves what a request may cost at an endpoint, for a local key's name or the empty one, on disk when it returns. Where no
 // rental runs there it opens one, which takes some blocks of the chain; where that fails nothing stays reserved. A budget that does not hold it is a
-// *budget.ExceededError, which says when the day ends; an endpoint that takes no requests is ErrEndpoint.
+// *budget.ExceededError, which says when the day ends; an endpoint that takes no requests is ErrEndpoint, and so is one that became dearer
+// since its offer was fetched: what was reserved pays for less there than was meant. Endpoints has its new price.
 func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nano) (*Hold, error) {
 	p.mu.Lock()
 	s, closing := p.sites[base(endpoint)], p.closing
@@ -68,7 +69,10 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 	}
 	h := &Hold{p: p, id: id, most: most}
 	if h.lease, err = s.acquire(ctx); err == nil {
-		if err = h.aside(ctx, day, limits, over); err != nil {
+		if err = h.lease.within(t.price); err == nil {
+			err = h.aside(ctx, day, limits, over)
+		}
+		if err != nil {
 			h.lease.release()
 		}
 	}
@@ -101,6 +105,14 @@ func (s *site) over(day string) route.Nano {
 		return route.Nano{}
 	}
 	return s.lease.terms.over()
+}
+
+// within refuses a lease that began at a higher price than a reservation was made by.
+func (l *lease) within(price route.Nano) error {
+	if l.terms.price.Cmp(price) > 0 {
+		return fmt.Errorf("provider %s: %w: a second of a slot is %s base units there, and was %s when it was chosen", l.site.url, ErrEndpoint, l.terms.price, price)
+	}
+	return nil
 }
 
 // over is what the records of a lease may come to over our own clock.
