@@ -201,9 +201,9 @@ func (c *Call) answered(res *http.Response) error {
 		return errors.New(string(BadAnswer))
 	case status >= 500, status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests:
 		c.end(Failed, ServerError)
-	case status < 300 && c.route.judged:
+	case status < 300 && status != http.StatusNoContent && c.route.judged:
 		if c.judge = newJudge(res.Header.Get("Content-Type")); c.judge != nil {
-			c.judge.framed = res.ContentLength >= 0 || len(res.TransferEncoding) > 0
+			c.judge.any = c.route.any && (res.ContentLength >= 0 || len(res.TransferEncoding) > 0)
 		}
 	}
 	answer(res.Header)

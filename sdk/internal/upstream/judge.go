@@ -21,7 +21,7 @@ type judge struct {
 	begun bool   // whether the event has data
 
 	split  func(*judge) // what to do at the end of a line; nil where the answer is one document
-	framed bool         // whether who breaks off is seen without reading: the answer's length is known, or it comes in chunks
+	any    bool         // whether a document may be any text: its route answers with what it likes, and who breaks off is seen without reading
 	marked bool         // whether a byte order mark was looked for, before the first line
 	tail   byte         // the last one that is no space
 	closed bool         // whether the answer is over
@@ -41,13 +41,13 @@ const maxChoices = 1024
 // newJudge is nil for an answer that is not judged.
 func newJudge(contentType string) *judge {
 	kind, _, _ := mime.ParseMediaType(contentType)
-	j := &judge{framed: true, ended: make(map[int]bool)}
-	switch kind {
-	case "text/event-stream":
+	j := &judge{ended: make(map[int]bool)}
+	switch {
+	case kind == "text/event-stream":
 		j.split = (*judge).field
-	case "application/x-ndjson":
+	case kind == "application/x-ndjson":
 		j.split = (*judge).document
-	case "application/json":
+	case kind == "application/json", strings.HasSuffix(kind, "+json"):
 	default:
 		return nil
 	}
@@ -93,15 +93,22 @@ func (j *judge) close() {
 	j.closed = true
 	switch {
 	case j.split == nil:
-		if whole := !j.long && json.Valid(j.line) || j.long && (j.tail == '}' || j.tail == ']'); !whole && !j.framed {
-			j.torn = true
-		}
+		j.torn = !j.any && !j.whole()
 		j.document()
 	case len(j.line) > 0:
 		j.split(j)
 	}
 	j.line = j.line[:0]
 	j.dispatch()
+}
+
+// whole says whether a document is an object or an array, to its end.
+func (j *judge) whole() bool {
+	text := bytes.TrimLeft(j.line, " \t\r\n")
+	if len(text) == 0 || text[0] != '{' && text[0] != '[' {
+		return false
+	}
+	return !j.long && json.Valid(text) || j.long && j.tail == text[0]+2 // in ASCII
 }
 
 // unfinished says whether an answer that is over has no end.

@@ -62,6 +62,20 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"good", "application/json", `{"status":"completed","error":null}`},
 		{"good", "application/json", `{"data":"` + long + `","error":"not read"}`},
 		{"good", sse, `data: {"choices":[{"delta":{"content":"` + long + `","error":{"a":1}}}]}` + "\n\n"},
+		// documents
+		{"good", "application/json", "\xef\xbb\xbf [\n[0.25]]\n"},
+		{"good", "application/json", `[{"data":"` + long + `"}]` + "\r\n"},
+		{"good", "application/vnd.x+json", `{}`},
+		{"unfinished", "application/json", ""},
+		{"unfinished", "application/json", " \n"},
+		{"unfinished", "application/vnd.x+json", ""},
+		{"unfinished", "application/json", "<html><body>Welcome</body></html>"},
+		{"unfinished", "application/json", `"text"`},
+		{"unfinished", "application/json", `{"choices":[{"message":{"content":"hal`},
+		{"unfinished", "application/json", `{"choices":[]}}`},
+		{"unfinished", "application/json", "\x1b\x2f\x00\xf8\xa5\x59\x4a\x75"}, // brotli, unasked
+		{"unfinished", "application/json", "<" + long + "}"},
+		{"unfinished", "application/json", `{"data":"` + long + `]`},
 		// ends
 		{"ended", sse, "data: " + chunkText + "\r\rdata: [DONE]\r\r"},
 		{"good", sse, "data: " + chunkText + "\n\ndata: " + chunkEnd + "\n\n"},

@@ -70,8 +70,8 @@ const (
 	// Broken is of an answer that broke off: its connection was reset, or it is shorter than it said.
 	Broken Reason = "the upstream broke off in the middle of its answer"
 	// Unfinished is of a stream that was closed in good order without what ends every stream of its kind, or in the middle of a line:
-	// ollama ends one so under OpenAI's API whose model has failed. So is a document that the end of its connection cut.
-	Unfinished Reason = "the upstream's stream has no end"
+	// ollama ends one so under OpenAI's API whose model has failed. So is a document of JSON that is no object and no array, or not to its end.
+	Unfinished Reason = "the upstream's answer has no end"
 	// ErrorEvent is of a stream in which the upstream reported an error.
 	ErrorEvent Reason = "the upstream reported an error in its answer"
 	// ServerError is of a status of 5xx, and of 408, 425 and 429, by which the upstream says that it did not serve the request now.

@@ -41,6 +41,7 @@ type Route struct {
 
 	ollama bool // errors have ollama's shape
 	judged bool
+	any    bool // a document may be no object and no array
 }
 
 var openAI = []string{
@@ -111,6 +112,7 @@ func newRoutes(base string, apis []API, prefixes []Prefix) (routes, error) {
 func (t routes) add(all []string, route Route) {
 	for _, known := range all {
 		_, route.Path, _ = strings.Cut(known, " ")
+		route.any = strings.HasPrefix(route.Path, "/v1/audio/") // its text may come as it is
 		t.exact[known] = route
 	}
 }
@@ -149,7 +151,7 @@ func (t routes) match(r *http.Request) (Route, bool) {
 	for _, prefix := range t.prefixes {
 		below, ok := strings.CutPrefix(path, prefix.Path)
 		if ok && (below == "" || below[0] == '/') && slices.Contains(prefix.Methods, r.Method) {
-			return Route{Path: path, Query: pick(r, prefix.Query), judged: prefix.Judged}, true
+			return Route{Path: path, Query: pick(r, prefix.Query), judged: prefix.Judged, any: true}, true
 		}
 	}
 	return Route{}, false
