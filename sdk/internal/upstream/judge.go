@@ -210,7 +210,7 @@ func (j *judge) inspect(name string, data []byte) {
 	for _, choice := range c.Choices {
 		j.opened = true
 		if _, known := j.ended[choice.Index]; known || len(j.ended) < maxChoices {
-			j.ended[choice.Index] = j.ended[choice.Index] || len(choice.FinishReason) > 0 && string(choice.FinishReason) != "null"
+			j.ended[choice.Index] = j.finish(choice.FinishReason) || j.ended[choice.Index]
 		}
 	}
 	if len(c.Choices) > 0 && len(j.ended) == 1 { // what could not be read was not the end: its one choice goes on
@@ -222,6 +222,17 @@ func (j *judge) inspect(name string, data []byte) {
 	case "true":
 		j.last = true
 	}
+}
+
+// finish says whether a choice has ended, by its "finish_reason". An engine says "abort" or "error" of a request that it has given up.
+func (j *judge) finish(reason json.RawMessage) bool {
+	switch string(reason) {
+	case "", "null", `""`:
+		return false
+	case `"abort"`, `"error"`:
+		j.failed = true
+	}
+	return true
 }
 
 // kind judges an event by its name, or by its type where it has none.

@@ -42,7 +42,10 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"failed", sse, "event: error\r\ndata: x\r\n\r\n"},
 		{"failed", sse, "data: {\"type\":\"error\",\"code\":\"server_error\",\"message\":\"m\"}\n\n"}, // Responses
 		{"failed", sse, "event: response.failed\ndata: {\"type\":\"response.failed\",\"response\":{\"status\":\"failed\"}}\n\n"},
-		{"failed", sse, `data: {"id":"1","error":{"code":502,"message":"m"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n"}, // OpenRouter
+		{"failed", sse, `data: {"id":"1","error":{"code":502,"message":"m"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}` + "\n\n"},   // OpenRouter
+		{"failed", sse, "data: " + chunkText + "\n\n" + `data: {"choices":[{"index":0,"delta":{},"finish_reason":"error"}]}` + "\n\ndata: [DONE]\n\n"}, // OpenRouter
+		{"failed", sse, `data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}` + "\n\ndata: [DONE]\n\n"},                                  // vLLM, SGLang
+		{"failed", "application/json", `{"choices":[{"index":0,"finish_reason":"stop"},{"index":1,"finish_reason":"abort"}]}`},
 		{"failed", sse, "data: {\"error\":\ndata: {\"message\":\"m\"}}\n\n"},
 		{"failed", sse, `data: {"error":{"message":"` + long + `"}}` + "\n\n"},
 		{"failed", sse, `data: ` + `{ "error" : { "message":"` + long + `"}}` + "\n\ndata: [DONE]\n\n"},
@@ -82,6 +85,7 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"ended", sse, "event: message_start\ndata: {}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"},
 		{"ended", ndjson, `{"response":"a","done":false}` + "\n" + `{"response":"","done":true}` + "\n"},
 		{"unfinished", sse, "data: " + chunkText + "\n\n"}, // ollama under OpenAI's API, whose model has failed
+		{"unfinished", sse, `data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":""}]}` + "\n\n"},
 		{"unfinished", sse, "event: message_start\ndata: {}\n\n"},
 		{"unfinished", sse, "data: " + chunkEnd + "\n\ndata: {\"cho"},
 		{"good", sse, "data: " + chunkEnd},
