@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -77,7 +78,7 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.books.Done(context.WithoutCancel(ctx), id, route.Nano{}))
+		return nil, errors.Join(err, p.done(context.WithoutCancel(ctx), id, route.Nano{}))
 	}
 	return h, nil
 }
@@ -237,7 +238,7 @@ func (h *Hold) Fail(ctx context.Context) error {
 
 // Done ends the reservation, and the request if that still runs: it counts from now on at cost, and at no less than the pool measured
 // unless it failed in a way that bills nothing, but at no more than its most; later at what is billed. Once is enough, and no more is
-// harmless. Where it fails, as on a full disk, the request counts at its most.
+// harmless. Where it fails, as on a full disk, the request counts at its most until the pool, which tries again each second, has written it.
 func (h *Hold) Done(ctx context.Context, cost route.Nano) error {
 	h.end(false)
 	h.mu.Lock()
@@ -254,8 +255,33 @@ func (h *Hold) Done(ctx context.Context, cost route.Nano) error {
 		return nil
 	}
 	h.lease.release()
-	if err := h.p.books.Done(context.WithoutCancel(ctx), h.id, cost); err != nil {
+	if err := h.p.done(context.WithoutCancel(ctx), h.id, cost); err != nil {
 		return fmt.Errorf("pool: reservation %d counts at its most: %w", h.id, err)
 	}
 	return nil
+}
+
+// done has a reservation count at a cost, and remembers one that could not be written: of what was never sent no record says anything.
+func (p *Pool) done(ctx context.Context, id int64, cost route.Nano) error {
+	err := p.books.Done(ctx, id, cost)
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.undone[id] = cost
+	}
+	return err
+}
+
+// redo tries again what could not be written.
+func (p *Pool) redo(ctx context.Context) {
+	p.mu.Lock()
+	undone := maps.Clone(p.undone)
+	p.mu.Unlock()
+	for id, cost := range undone {
+		if p.books.Done(ctx, id, cost) == nil {
+			p.mu.Lock()
+			delete(p.undone, id)
+			p.mu.Unlock()
+		}
+	}
 }

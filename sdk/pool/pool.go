@@ -66,7 +66,8 @@ type Pool struct {
 	closing    bool                  // nothing more is rented
 	stopped    bool                  // nothing more is begun
 	running    sync.WaitGroup
-	looked     time.Time // at the balance, for requests that found no endpoint
+	looked     time.Time            // at the balance, for requests that found no endpoint
+	undone     map[int64]route.Nano // reservations that are over and count at their most still, and what they cost
 }
 
 // Open opens the file and takes up the shared rentals of the client: those that run go on being paid, and those that were being closed
@@ -74,7 +75,7 @@ type Pool struct {
 func Open(ctx context.Context, c Config) (*Pool, error) {
 	p := &Pool{
 		client: c.Client, deposit: c.Deposit, topUp: c.TopUp, idle: cmp.Or(c.Idle, 30*time.Minute), now: c.Now, log: c.Log,
-		sites: make(map[string]*site),
+		sites: make(map[string]*site), undone: make(map[int64]route.Nano),
 	}
 	if p.now == nil {
 		p.now = time.Now
@@ -341,6 +342,7 @@ func (p *Pool) tend(ctx context.Context) {
 		for _, s := range p.all() {
 			s.tend(ctx)
 		}
+		p.redo(ctx)
 		p.funded(ctx, p.all(), fundedEvery) // others may be asked all the while, and no request finds these missing
 		if now := p.now(); budget.Day(now) != pruned {
 			if err := p.books.Prune(ctx, now.AddDate(0, 0, -7)); err != nil {

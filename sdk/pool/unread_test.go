@@ -8,12 +8,15 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/sqlfault"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
+	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/route"
 )
 
@@ -128,6 +131,32 @@ func TestCountsItsMost(t *testing.T) {
 	}
 	if got := counted(t, p); got != route.Base(25_000+50_000) { // with what is kept aside
 		t.Errorf("%s count of 25,000", got)
+	}
+}
+
+// TestEndThatIsNotWritten: a reservation for which nothing was sent is free again, though the disk failed when it was over.
+func TestEndThatIsNotWritten(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("36", 4) // 2500 base units a slot's second
+	dir := t.TempDir()
+	disk := sqlfault.At(t, dir)
+	p := w.pool(w.client(), func(c *pool.Config) { c.File = filepath.Join(dir, "pool.db") })
+	offer(t, p, s)
+	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.Arm(true)
+	err = h.Done(t.Context(), route.Nano{})
+	disk.Arm(false)
+	if err == nil {
+		t.Error("nothing is said")
+	}
+	for end := time.Now().Add(10 * time.Second); counted(t, p) != route.Base(5000); time.Sleep(100 * time.Millisecond) { // what is kept aside
+		if time.Now().After(end) {
+			t.Fatalf("%s count of what was never sent", counted(t, p))
+		}
 	}
 }
 
