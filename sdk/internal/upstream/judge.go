@@ -7,20 +7,23 @@ import (
 	"strings"
 )
 
-// maxEvent bounds what is kept of one event, in bytes. One that is longer is no error's, unless it begins as one.
+// maxEvent bounds what is kept of one event, in bytes. Of one that is longer a digest is; one of which that is longer too is no error's, unless
+// it begins as one.
 const maxEvent = 64 << 10
 
 // judge reads an answer as it passes, for what the upstream says of it by its structure: an error, and the end. What a model
 // writes is within strings of JSON and is not looked at.
 type judge struct {
-	line  []byte // of the line that is being read
-	long  bool   // whether the event is longer than what is kept
-	cr    bool   // whether the byte before was a carriage return, which ends a line by itself
-	name  string // of the event
-	data  []byte // of the event
-	begun bool   // whether the event has data
+	line  []byte  // of the line that is being read
+	rest  *digest // of all of it, once it is longer than that; nil: it is not
+	long  bool    // whether the event is longer than what is kept
+	cr    bool    // whether the byte before was a carriage return, which ends a line by itself
+	name  string  // of the event
+	data  []byte  // of the event
+	begun bool    // whether the event has data
 
 	split  func(*judge) // what to do at the end of a line; nil where the answer is one document
+	events bool         // whether it is a stream of events
 	any    bool         // whether a document may be any text: its route answers with what it likes, and who breaks off is seen without reading
 	marked bool         // whether a byte order mark was looked for, before the first line
 	tail   byte         // the last one that is no space
@@ -44,7 +47,7 @@ func newJudge(contentType string) *judge {
 	j := &judge{ended: make(map[int]bool)}
 	switch {
 	case kind == "text/event-stream":
-		j.split = (*judge).field
+		j.split, j.events = (*judge).field, true
 	case kind == "application/x-ndjson":
 		j.split = (*judge).document
 	case kind == "application/json", strings.HasSuffix(kind, "+json"):
@@ -75,7 +78,7 @@ func (j *judge) read(p []byte) {
 		p = p[end+1:]
 		j.mark()
 		j.split(j)
-		j.line = j.line[:0]
+		j.line, j.rest = j.line[:0], nil
 	}
 }
 
@@ -104,7 +107,7 @@ func (j *judge) close() {
 
 // whole says whether a document is an object or an array, to its end.
 func (j *judge) whole() bool {
-	text := bytes.TrimLeft(j.line, " \t\r\n")
+	text := bytes.TrimLeft(j.text(), " \t\r\n")
 	if len(text) == 0 || text[0] != '{' && text[0] != '[' {
 		return false
 	}
@@ -131,10 +134,16 @@ func (j *judge) keep(p []byte) {
 	if text := bytes.TrimRight(p, " \t\r\n"); len(text) > 0 {
 		j.tail = text[len(text)-1]
 	}
-	if len(j.line)+len(p) > maxEvent {
-		p, j.long = p[:maxEvent-len(j.line)], true
+	room := min(len(p), maxEvent-len(j.line))
+	if j.line = append(j.line, p[:room]...); room == len(p) {
+		return
 	}
-	j.line = append(j.line, p...)
+	if j.rest == nil {
+		j.rest = new(digest)
+		j.rest.read(j.value())
+	}
+	j.rest.read(p[room:])
+	j.long = j.long || j.rest.full
 }
 
 // field is a line of an event stream.
@@ -149,6 +158,9 @@ func (j *judge) field() {
 	case "event":
 		j.name, j.begun = string(value[:min(len(value), 64)]), true
 	case "data":
+		if j.rest != nil {
+			value = j.rest.text
+		}
 		if len(j.data) > 0 {
 			j.data = append(j.data, '\n')
 		}
@@ -169,7 +181,7 @@ func (j *judge) dispatch() {
 
 // document is the end of a line that is an event by itself.
 func (j *judge) document() {
-	j.inspect("", j.line)
+	j.inspect("", j.text())
 	j.long = false
 }
 

@@ -29,6 +29,8 @@ func verdict(kind, answer string, n int) string {
 func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 	long := strings.Repeat("x", 2*maxEvent)
 	delta := `data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
+	far := `data: {"choices":[{"index":0,"delta":{"content":"` + long + `"},"finish_reason":null}]}` + "\n\n"
+	wide := `data: {"choices":[{"index":0,"finish_reason":"stop"}],"x":{` + strings.Repeat(`"key":0,`, maxEvent/8) + `"key":0}}` + "\n\n" // of which too much would be kept
 	big := `data: {"choices":[{"index":0,"delta":{"content":"` + long + `"},"finish_reason":"stop"}]}` + "\n\n"
 	for _, c := range []struct{ want, kind, answer string }{
 		// errors, as the engines send them
@@ -63,12 +65,15 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"ended", "application/json", "{\n  \"message\": {\"tool_calls\": [{\"function\": {\"arguments\":\n    {\"error\": \"x\"}\n  }}]},\n  \"done\": true\n}"},
 		{"good", "application/json", `{"choices":[{"message":{"content":"\"error\""},"finish_reason":null}]}`},
 		{"good", "application/json", `{"status":"completed","error":null}`},
-		{"good", "application/json", `{"data":"` + long + `","error":"not read"}`},
-		{"good", sse, `data: {"choices":[{"delta":{"content":"` + long + `","error":{"a":1}}}]}` + "\n\n"},
+		{"failed", "application/json", `{"data":"` + long + `","error":"x"}`},
+		{"good", sse, `data: {"choices":[{"delta":{"content":"` + long + `","error":{"a":1}},"finish_reason":"stop"}]}` + "\n\n"},
 		// documents
 		{"good", "application/json", "\xef\xbb\xbf [\n[0.25]]\n"},
 		{"good", "application/json", `[{"data":"` + long + `"}]` + "\r\n"},
 		{"good", "application/vnd.x+json", `{}`},
+		{"good", "application/json", `{"data":[` + strings.Repeat(`{"index":0},`, maxEvent/8) + `{}]}`}, // of which too much would be kept
+		{"unfinished", "application/json", `{"data":[` + strings.Repeat(`{"index":0},`, maxEvent/8)},
+		{"unfinished", "application/json", `{"data":"` + long + `","x":{}`},
 		{"unfinished", "application/json", ""},
 		{"unfinished", "application/json", " \n"},
 		{"unfinished", "application/vnd.x+json", ""},
@@ -96,11 +101,16 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"good", sse, `data: {"choices":[{"index":1,"finish_reason":"stop"}]}` + "\n\n" + `data: {"choices":[{"index":0,"finish_reason":"stop"}]}` + "\n\n" + `data: {"choices":[],"usage":{}}` + "\n\n"},
 		{"unfinished", ndjson, `{"response":"a","done":false}` + "\n"},
 		{"good", sse, delta + big},
-		{"unfinished", sse, delta + big + delta}, // it was not the end: its choice went on behind it
-		{"unfinished", sse, big + delta + big[:len(big)/2]},
+		{"unfinished", sse, delta + far},
+		{"unfinished", sse, delta + far + big[:len(big)/2]},
 		{"good", sse, delta + big + `data: {"choices":[],"usage":{}}` + "\n\n"},
-		{"ended", sse, delta + big + delta + "data: [DONE]\n\n"},
-		{"good", ndjson, `{"response":"a","done":false}` + "\n" + `{"context":[` + strings.Repeat("1,", maxEvent) + `1],"done":true}` + "\n"}, // not seen, and not held against it
+		{"ended", sse, delta + far + delta + "data: [DONE]\n\n"},
+		{"unfinished", sse, `data: {"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":null}]}` + "\n\n" + big},
+		{"failed", sse, delta + `data: {"choices":[{"index":0,"delta":{"content":"` + long + `"},"finish_reason":null}],"error":{"message":"m"}}` + "\n\n"},
+		{"good", sse, delta + wide},
+		{"unfinished", sse, delta + wide + delta}, // it was not the end: its choice went on behind it
+		{"ended", ndjson, `{"response":"a","done":false}` + "\n" + `{"context":[` + strings.Repeat("1,", maxEvent) + `1],"done":true}` + "\n"},
+		{"good", ndjson, `{"response":"a","done":false}` + "\n" + `{` + strings.Repeat(`"key":0,`, maxEvent/8) + `"done":true}` + "\n"}, // not seen, and not held against it
 		{"good", sse, "data: {\"type\":\"speech.audio.delta\"}\n\n"},
 	} {
 		for _, n := range []int{1, 2, 7, 1000, len(c.answer)} {
@@ -109,7 +119,24 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 				break
 			}
 		}
+		if len(c.answer) > maxEvent || c.kind != sse && !strings.HasPrefix(strings.TrimSpace(c.answer), `{"`) {
+			continue
+		}
+		for _, n := range []int{1000, 1 << 20} {
+			if got := verdict(c.kind, padded(c.kind, c.answer), n); got != c.want {
+				t.Errorf("with long events the verdict is %s, not %s, of %.150q", got, c.want, c.answer)
+			}
+		}
 	}
+}
+
+// padded has each event begin with a member of more than is kept.
+func padded(kind, answer string) string {
+	pad := `{"pad":"` + strings.Repeat(`\"x{]\\`, maxEvent/5) + `","list":[1,[2],"x",{"a":[{}]},{}],`
+	if kind == sse {
+		return strings.ReplaceAll(answer, `data: {"`, `data: `+pad+`"`)
+	}
+	return pad + strings.ReplaceAll(answer, "\n{\"", "\n"+pad+`"`)[1:]
 }
 
 // FuzzWhatAModelWrites: no text makes an answer a failed one, nor ends it, in whatever field and stream an engine sends it.
