@@ -342,6 +342,23 @@ func (b *Books) Channels(ctx context.Context) (all []string, err error) {
 	return all, err
 }
 
+// Pending is what reservations count for requests of each channel that run, or of which no record says anything yet.
+func (b *Books) Pending(ctx context.Context) (map[string]route.Nano, error) {
+	var rows []hold
+	if err := b.db.View().SelectContext(ctx, &rows, selectHold+`WHERE state IN (?, ?) AND channel <> ''`, held, done); err != nil {
+		return nil, err
+	}
+	all := make(map[string]route.Nano)
+	for _, h := range rows {
+		counted, err := route.ParseNano(h.Counted)
+		if err != nil {
+			return nil, err
+		}
+		all[h.Channel] = bounded(all[h.Channel].Add(counted))
+	}
+	return all, nil
+}
+
 // Sequence is how far the records of a lease were read; 0: none of them was.
 func (b *Books) Sequence(ctx context.Context, channel, lease string) (uint64, error) {
 	return sequence(ctx, b.db.View(), channel, lease)

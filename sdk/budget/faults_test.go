@@ -36,6 +36,7 @@ func TestNoFaultIsSilent(t *testing.T) {
 		},
 		func() error { return b.Settle(t.Context(), "0xc1") },
 		func() error { _, err := b.Channels(t.Context()); return err },
+		func() error { _, err := b.Pending(t.Context()); return err },
 		func() error { _, err := b.Sequence(t.Context(), "0xc1", "0xa"); return err },
 		func() error { _, err := b.Counted(t.Context(), noon, "k"); return err },
 		func() error { return b.Prune(t.Context(), noon) },

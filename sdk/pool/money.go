@@ -23,7 +23,7 @@ import (
 type Money struct {
 	Wallet     uint256.Int // that the key has
 	Parked     uint256.Int // in channels that are not over: Owed and Refundable
-	Owed       uint256.Int // of it, what records bill or vouchers pay, and providers have not fetched yet
+	Owed       uint256.Int // of it, what records bill or vouchers pay, or requests count that no record names yet, and providers have not fetched yet
 	Refundable uint256.Int // of it, what comes back
 	Settled    uint256.Int // that providers fetched from these channels
 	Promised   uint256.Int // that signed authorizations may still move from the wallet into channels
@@ -39,7 +39,7 @@ type Channel struct {
 	Phase      renter.Phase
 	Parked     uint256.Int
 	Owed       uint256.Int
-	Refundable uint256.Int // at least: a provider that is gone may never fetch what it is owed
+	Refundable uint256.Int // at least, but for 2 s by which a lease's records may be over our measure: a provider that is gone may never fetch what it is owed
 	Settled    uint256.Int
 	Promised   uint256.Int
 	// From is when Refundable is back at the latest, by the chain's clock: the end of the grace period, which begins when the close is
@@ -77,6 +77,10 @@ func (p *Pool) Money(ctx context.Context) (Money, error) {
 // money is all but Today. A channel that is opened, or over, while the chain is asked is in the books before or after: either is looked for on the
 // chain, as of the block as of which the wallet is.
 func (p *Pool) money(ctx context.Context) (m Money, err error) {
+	pending, err := p.books.Pending(ctx) // before the rentals: what is billed meanwhile is there twice, and not left out
+	if err != nil {
+		return m, err
+	}
 	before, err := p.client.Rentals(ctx)
 	if err != nil {
 		return m, err
@@ -99,7 +103,7 @@ func (p *Pool) money(ctx context.Context) (m Money, err error) {
 	if err != nil {
 		return m, err
 	}
-	look := looker{backend: backend, block: head.Number, escrows: make(map[common.Address]*chain.Escrow), now: wallet.Now(), coin: m.Coin}
+	look := looker{backend: backend, block: head.Number, escrows: make(map[common.Address]*chain.Escrow), now: wallet.Now(), coin: m.Coin, pending: pending}
 	for _, r := range joined(before, after) {
 		c, over, err := look.at(ctx, r)
 		if err != nil {
@@ -143,6 +147,7 @@ type looker struct {
 	escrows map[common.Address]*chain.Escrow
 	now     time.Time
 	coin    bool
+	pending map[string]route.Nano // by channel, of requests that no record names yet
 }
 
 // at is the money in a rental's channel, as the chain has it; over: it has paid out all.
@@ -163,7 +168,9 @@ func (l looker) at(ctx context.Context, r renter.State) (c Channel, over bool, e
 	}
 	c = Channel{ID: r.Channel, URL: r.URL, Phase: r.Phase, Settled: view.Settled, Promised: r.Promised}
 	c.Parked.Sub(&view.Deposit, &view.Settled)
-	spent := u256.Max(u256.Min(u256.Max(r.Owed, r.Paid), view.Deposit), view.Settled)
+	owed, pending := r.Owed, l.pending[r.Channel.Hex()].RoundUp()
+	owed.Add(&owed, &pending) // of 96 bits each
+	spent := u256.Max(u256.Min(u256.Max(owed, r.Paid), view.Deposit), view.Settled)
 	c.Owed.Sub(&spent, &view.Settled)
 	if c.Refundable.Sub(&c.Parked, &c.Owed); l.coin && !c.Refundable.IsZero() {
 		asked := l.now

@@ -115,6 +115,33 @@ func (l *looks) add(client *renter.Client) {
 	l.Logf("%d looks, %d of them at %d channels", len(l.all), len(l.seen), len(rentals))
 }
 
+// TestRunningIsOwed: what a request that runs may come to is not said to come back.
+func TestRunningIsOwed(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("36", 4) // 2500 base units a slot's second
+	p := w.pool(w.client(), nil)
+	offer(t, p, s)
+	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(20_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := make(chan error, 1)
+	go func() { _, err := send(t.Context(), h, ask{Millis: 1500}); ran <- err }()
+	rig.Eventually(t, "the request", func() bool { return s.asked.Load() == 1 })
+	m, err := p.Money(t.Context())
+	if err != nil || m.Owed.LtUint64(20_000) {
+		t.Errorf("%s are owed while a request of 20000 runs: %v", m.Owed.Dec(), err)
+	}
+	if err := errors.Join(<-ran, h.Done(t.Context(), route.Nano{})); err != nil {
+		t.Error(err)
+	}
+	rig.Eventually(t, "what it came to", func() bool {
+		m, err := p.Money(t.Context())
+		return err == nil && !m.Owed.IsZero() && m.Owed.LtUint64(10_000)
+	})
+}
+
 // TestMoneyAddsUp: wallet, what lies at providers and what they had are what the key was sent, to the base unit and at every moment: while rentals
 // open, are paid, settled in part and close, after a provider has vanished, and after a restart.
 func TestMoneyAddsUp(t *testing.T) {
