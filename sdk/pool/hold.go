@@ -18,6 +18,10 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
+// ErrLimit says that a request was ended because it had run for as long as its reservation pays: no fault of its provider's. It is a
+// context.DeadlineExceeded.
+var ErrLimit = fmt.Errorf("request has run for as long as was reserved for it: %w", context.DeadlineExceeded)
+
 // Hold is a reservation for one request. End it by Done, or Fail, whatever became of the request.
 type Hold struct {
 	p     *Pool
@@ -141,13 +145,13 @@ func (h *Hold) aside(ctx context.Context, day string, limits budget.Limits, over
 
 // RoundTrip sends one request, once: its path and query are those of the API, such as /v1/chat/completions, and its host is the
 // provider's, whatever it says. The request is ended, as by its context, when it has run for as long as the reservation pays, and its
-// answer's body is closed then, whether anybody reads it or not.
+// answer's body is closed then, whether anybody reads it or not: that is ErrLimit, also when the body is read.
 func (h *Hold) RoundTrip(r *http.Request) (*http.Response, error) {
 	to, err := h.lease.rental.Endpoint()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), h.most.TimeFor(h.lease.terms.price))
+	ctx, cancel := context.WithTimeoutCause(r.Context(), h.most.TimeFor(h.lease.terms.price), ErrLimit)
 	h.mu.Lock()
 	if h.sent || h.over {
 		h.mu.Unlock()
@@ -163,13 +167,13 @@ func (h *Hold) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := h.lease.rental.Transport(named{h}).RoundTrip(out)
 	if err != nil {
 		h.end(false)
-		return nil, err
+		return nil, limited(ctx, err)
 	}
 	refused := res.StatusCode >= 400 && wire.IsProblem(res) && res.Header.Get(wire.RequestHeader) == ""
 	if refused || res.StatusCode >= 500 && res.StatusCode != http.StatusServiceUnavailable {
 		h.end(true)
 	}
-	answer := &body{res.Body, h}
+	answer := &body{res.Body, h, ctx}
 	res.Body = answer
 	context.AfterFunc(ctx, func() { _ = answer.Close() })
 	return res, nil
@@ -196,7 +200,8 @@ func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
 // body is an answer's, whose end is that of its request.
 type body struct {
 	io.ReadCloser
-	h *Hold
+	h   *Hold
+	ctx context.Context // of its request
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -204,7 +209,18 @@ func (b *body) Read(p []byte) (int, error) {
 	if err != nil {
 		b.h.end(false)
 	}
+	if err != nil && err != io.EOF {
+		err = limited(b.ctx, err)
+	}
 	return n, err
+}
+
+// limited says of a request's error that it is that of its limit.
+func limited(ctx context.Context, err error) error {
+	if context.Cause(ctx) == ErrLimit && !errors.Is(err, ErrLimit) {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
+	return err
 }
 
 func (b *body) Close() error {
