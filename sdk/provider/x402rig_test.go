@@ -3,9 +3,11 @@ package provider
 import (
 	"crypto/ecdsa"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -302,8 +304,16 @@ func (b *buyer) refused(resp *http.Response) x402.PaymentRequired {
 	if len(resp.Header.Values(x402.HeaderResponse)) > 0 {
 		b.Fatal("a receipt in a 402")
 	}
+	if said := mustBeOver.FindSubmatch(body); said != nil { // a refund's is over what was charged
+		charged, next := required.Accepts[0].Extra.ChannelState.ChargedCumulativeAmount.Dec(), fmt.Sprint(b.told(resp))
+		if over := string(said[1]); over != charged && over != next {
+			b.Errorf("it says that the next voucher must be over %s; %s was charged, and %s comes next", over, charged, next)
+		}
+	}
 	return required
 }
+
+var mustBeOver = regexp.MustCompile(`the next one must be over (\d+)`)
 
 // corrected makes the client's books those that a 402 tells, if it may.
 func (b *buyer) corrected(resp *http.Response) {
