@@ -11,9 +11,6 @@ package fault
 // Env is the variable that chooses a step.
 const Env = "GPUPAY_FAULT"
 
-// SQLite names the database/sql driver of files. Tests have one there that fails single statements (internal/sqlfault).
-var SQLite = "sqlite3"
-
 // Step is a moment between two things that must not be lost or done twice. Its
 // name says what was done last.
 type Step string
