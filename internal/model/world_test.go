@@ -57,6 +57,7 @@ type world struct {
 	accounts  []*account
 	salts     byte
 	kept      *books // of the payee's database; nil: there is no backup
+	restored  bool   // the payee goes on from a backup
 	last      reading
 	seen      map[string]int
 }
