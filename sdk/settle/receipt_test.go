@@ -3,11 +3,17 @@ package settle_test
 import (
 	"context"
 	"errors"
+	"math/big"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum"
+	"github.com/ethereum/go-ethereum/common"
+
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
 )
 
@@ -61,6 +67,82 @@ func TestSettleHoldsNothingWhileItWaits(t *testing.T) {
 	k.Balance(850)
 	if n := nonceOf(t, k); n != 3 {
 		t.Errorf("%d transactions, want three settlements", n)
+	}
+}
+
+// A call of Settle that has waited for another settlement says what fails when its own turn comes: it does not end as if all were
+// settled.
+func TestSettleSaysWhatFailsAfterItWaited(t *testing.T) {
+	k := newTill(t)
+	node := &stubborn{Backend: k.Backend}
+	k.Restart(node)
+	a := k.Open(1, 1000)
+	k.Mine(t, 5)
+	k.Accept(a, 100)
+	k.serves()
+	k.Automine(t, false)
+	k.Settler.Urgent(a.ID())
+	k.Eventually("a settlement is under way", func() bool { f, err := k.Sender.InFlight(t.Context()); return err == nil && len(f) == 1 })
+	k.Accept(a, 150)
+	done := make(chan error)
+	go func() { done <- k.Settler.Settle(t.Context(), a.ID()) }()
+	select {
+	case err := <-done:
+		t.Fatalf("it did not wait for the settlement that is under way: %v", err)
+	case <-time.After(500 * time.Millisecond): // its first look is over
+	}
+	node.refuses.Store(true)
+	k.Automine(t, true)
+	k.Mine(t, 1)
+	if err := <-done; err == nil || !strings.Contains(err.Error(), errStubborn.Error()) || !strings.Contains(err.Error(), a.ID().String()) {
+		t.Errorf("150 are accepted, 100 settled, and the call of Settle says %v", err)
+	}
+}
+
+var errStubborn = errors.New("the wallet of this node is locked")
+
+// A stubborn node takes no transaction for a while, nor says what one would cost, nor how many an account has sent.
+type stubborn struct {
+	chain.Backend
+	refuses, forgets atomic.Bool
+}
+
+func (s *stubborn) EstimateGas(ctx context.Context, call ethereum.CallMsg) (uint64, error) {
+	if s.refuses.Load() {
+		return 0, errStubborn
+	}
+	return s.Backend.EstimateGas(ctx, call)
+}
+
+func (s *stubborn) NonceAt(ctx context.Context, of common.Address, block *big.Int) (uint64, error) {
+	if s.forgets.Load() {
+		return 0, errStubborn
+	}
+	return s.Backend.NonceAt(ctx, of, block)
+}
+
+// A settlement of which an endpoint shows neither the receipt nor whether its nonce is used ends when the contract shows exactly as much
+// settled as it is for.
+func TestSettlementEndsByTheContract(t *testing.T) {
+	k := newTill(t)
+	base := &stubborn{Backend: k.Backend}
+	node := &rig.Unindexed{Backend: base}
+	k.Restart(node)
+	a := k.Open(1, 1000)
+	k.Mine(t, 5)
+	k.Accept(a, 100)
+	node.HideNext()
+	done := make(chan error)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go func() { done <- k.Settler.Settle(ctx, a.ID()) }()
+	k.Eventually("the settlement is on the chain", func() bool { return k.Tokens(t, k.Key.Address()) == 100 })
+	base.forgets.Store(true)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if s := k.State(a); !is(s.Settled, 100) {
+		t.Errorf("settled %s", s.Settled.Dec())
 	}
 }
 
