@@ -155,6 +155,37 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// TestLimitOfTheHold: what a hold pays for may be over before the time that was reserved for, where the price was raised meanwhile. That is
+// paid, is no failure of its provider, and is not sent to the next one.
+func TestLimitOfTheHold(t *testing.T) {
+	t.Parallel()
+	for name, answers := range map[string]func(http.ResponseWriter){
+		"nothing":  func(http.ResponseWriter) {},
+		"half":     func(w http.ResponseWriter) { _, _ = io.WriteString(w, `{"choices":[`); w.(http.Flusher).Flush() },
+		"a stream": func(w http.ResponseWriter) { say(w, "Hel") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			hang := func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				answers(w)
+				<-r.Context().Done()
+			}
+			d := newDesk(t, []*engine{newEngine(t, hang), newEngine(t, hang)}, func(_ *proxy.Config, p *purse) { p.pays = 300 * time.Millisecond })
+			body := `,"max_tokens":1`
+			if name == "a stream" {
+				body += `,"stream":true`
+			}
+			a := d.chat(body)
+			if asked := d.engines[0].asked.Load() + d.engines[1].asked.Load(); asked != 1 {
+				t.Errorf("%d providers were asked for what was cut", asked)
+			}
+			if d.purse.spent.IsZero() || strings.Contains(a.text, "failed") || !strings.Contains(a.text, "is charged") {
+				t.Errorf("%s paid: %s", d.purse.spent, a.text)
+			}
+		})
+	}
+}
+
 // TestLimitGrows: clients are asked to send again what was cut where it may run for longer now.
 func TestLimitGrows(t *testing.T) {
 	t.Parallel()

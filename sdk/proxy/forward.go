@@ -108,7 +108,7 @@ func (c *call) serve() {
 		if c.begun && !c.goesOn() {
 			break
 		}
-		if end.large || end.charged && context.Cause(a.limit) == errLimit { // the next one would be paid for the same
+		if end.large || end.outcome == route.Cut { // the next one would be paid for the same
 			break
 		}
 		if c.q.options.noFallbacks && len(c.q.options.order) == 0 {
@@ -221,7 +221,7 @@ func (c *call) try(a *attempt) ending {
 	res, err := a.hold.RoundTrip(c.q.outgoing(c.r.WithContext(limit), a.choice.Endpoint.Model))
 	if err != nil {
 		c.debug("a provider did not answer", a.choice.Endpoint.ID, kind(err))
-		return c.broken(a, "did not answer")
+		return c.broken(a, err, "did not answer")
 	}
 	defer res.Body.Close()
 	own := wire.IsProblem(res) && res.Header.Get(wire.RequestHeader) == "" // the provider's own, which took no slot
@@ -243,14 +243,15 @@ func (c *call) try(a *attempt) ending {
 	return c.relay(a, res)
 }
 
-// broken is how an attempt ended whose connection did: by the caller, by the limit, which is no failure of the provider, or by the provider,
-// which costs nothing.
-func (c *call) broken(a *attempt, why string) ending {
+// broken is how an attempt ended whose connection did: by the caller, by the limit or by what the hold pays for, which is shorter where a
+// provider has raised its price, and either no failure of the provider, or by the provider, which costs nothing.
+func (c *call) broken(a *attempt, err error, why string) ending {
 	switch {
 	case c.r.Context().Err() != nil:
 		return ending{outcome: route.Aborted, charged: true, why: "the caller left"}
-	case a.limit.Err() != nil:
-		return ending{outcome: route.Cut, charged: true, why: "had not ended its answer after the " + a.choice.Limit.Round(time.Millisecond).String() + " that were reserved for it"}
+	case a.limit.Err() != nil, errors.Is(err, pool.ErrLimit):
+		limit := min(a.choice.Limit, c.config.Now().Sub(a.sent)).Round(time.Millisecond)
+		return ending{outcome: route.Cut, charged: true, why: "had not ended its answer after the " + limit.String() + " that were reserved for it"}
 	}
 	return ending{why: why}
 }

@@ -52,7 +52,7 @@ func (c *call) relay(a *attempt, res *http.Response) ending {
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
-		return c.broken(a, "broke off in the middle of its answer")
+		return c.broken(a, err, "broke off in the middle of its answer")
 	}
 	if len(text) > maxAnswer {
 		return ending{charged: true, large: true, why: "answered with more than " + size(maxAnswer)}
@@ -134,7 +134,7 @@ func (c *call) stream(a *attempt, res *http.Response, verdict *upstream.Verdict)
 		case failed != nil && c.over(a) && c.r.Context().Err() == nil: // what is missing are figures
 			return c.finished(a)
 		case failed != nil:
-			return c.broken(a, "broke off in the middle of its answer")
+			return c.broken(a, failed, "broke off in the middle of its answer")
 		}
 	}
 }

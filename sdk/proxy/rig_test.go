@@ -138,6 +138,7 @@ type purse struct {
 	missing   []pool.Missing
 	money     pool.Money
 	moneyErr  error
+	pays      time.Duration // after which a request is ended, whatever was asked for: as the pool's holds at a raised price; 0: never
 }
 
 func (p *purse) Endpoints() []route.Endpoint { return p.endpoints }
@@ -187,7 +188,37 @@ func (n *note) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	r.URL.Scheme, r.URL.Host = to.Scheme, to.Host
-	return http.DefaultTransport.RoundTrip(r)
+	if n.pays == 0 {
+		return http.DefaultTransport.RoundTrip(r)
+	}
+	ctx, cancel := context.WithTimeoutCause(r.Context(), n.pays, pool.ErrLimit)
+	res, err := http.DefaultTransport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, context.Cause(ctx)
+	}
+	res.Body = &bounded{res.Body, ctx, cancel}
+	return res, nil
+}
+
+// bounded is the body of a request that its hold ends.
+type bounded struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel func()
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if cause := context.Cause(b.ctx); cause != nil && err != nil {
+		err = cause
+	}
+	return n, err
+}
+
+func (b *bounded) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close()
 }
 
 func (n *note) Fail(ctx context.Context) error {
