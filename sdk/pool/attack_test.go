@@ -351,10 +351,43 @@ func TestDearerThanItsOffer(t *testing.T) {
 	if got := p.Endpoints(); len(got) != 1 || got[0].Price.PerSlotSecond != route.Base(25_000) {
 		t.Errorf("%+v", got)
 	}
+	if m, err := p.Money(t.Context()); err != nil || len(m.Channels) != 0 {
+		t.Errorf("a deposit was made at a price that nobody chose: %+v, %v", m.Channels, err)
+	}
 	must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
 	if n := s.asked.Load(); n != 1 {
 		t.Errorf("%d requests were sent", n)
 	}
+}
+
+// TestDearerWhileItIsReserved: a rental that others open at a higher price, between a look at the price and the reservation, is not taken
+// at the old one.
+func TestDearerWhileItIsReserved(t *testing.T) {
+	w := newTown(t)
+	s := w.shop("36", 4)
+	var p *pool.Pool
+	var meanwhile atomic.Pointer[func()]
+	p = w.pool(w.client(), func(c *pool.Config) {
+		c.Now = func() time.Time {
+			if do := meanwhile.Swap(nil); do != nil {
+				(*do)()
+			}
+			return time.Now()
+		}
+	})
+	offer(t, p, s)
+	raised := func() {
+		s.reprice(t, "360")
+		if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000)); !errors.Is(err, pool.ErrEndpoint) {
+			t.Errorf("reserved at a price that is raised: %v", err)
+		}
+		must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
+	}
+	meanwhile.Store(&raised)
+	if h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000)); h != nil || !errors.Is(err, pool.ErrEndpoint) {
+		t.Errorf("what was reserved for 20 s is a hold of 2 s: %v", err)
+	}
+	must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
 }
 
 // TestSickProvider: one that never answers holds up nobody, and one that takes the money and no more is left when the pool goes on after

@@ -73,11 +73,8 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 		return nil, err
 	}
 	h := &Hold{p: p, id: id, most: most}
-	if h.lease, err = s.acquire(ctx); err == nil {
-		if err = h.lease.within(t.price); err == nil {
-			err = h.aside(ctx, day, limits, over)
-		}
-		if err != nil {
+	if h.lease, err = s.acquire(ctx, t.price); err == nil {
+		if err = h.aside(ctx, day, limits, over); err != nil {
 			h.lease.release()
 		}
 	}
@@ -112,10 +109,12 @@ func (s *site) over(day string) route.Nano {
 	return s.lease.terms.over()
 }
 
-// within refuses a lease that began at a higher price than a reservation was made by.
-func (l *lease) within(price route.Nano) error {
-	if l.terms.price.Cmp(price) > 0 {
-		return fmt.Errorf("provider %s: %w: a second of a slot is %s base units there, and was %s when it was chosen", l.site.url, ErrEndpoint, l.terms.price, price)
+var errDearer = errors.New("its price has risen since it was chosen")
+
+// within refuses what costs more now than a reservation was made by.
+func (s *site) within(now, price route.Nano) error {
+	if now.Cmp(price) > 0 {
+		return fmt.Errorf("provider %s: %w: %w: a second of a slot is %s base units there, and was %s", s.url, ErrEndpoint, errDearer, now, price)
 	}
 	return nil
 }

@@ -64,7 +64,9 @@ func (p *Pool) adopt(ctx context.Context, r renter.State) error {
 		if s.opening == nil && s.lease == nil {
 			over := make(chan struct{})
 			s.opening = over
-			p.begin(func(ctx context.Context) { s.open(ctx, over, r.Channel) })
+			p.begin(func(ctx context.Context) {
+				s.open(ctx, over, func(ctx context.Context) (*renter.Rental, error) { return s.p.client.Resume(ctx, r.Channel) })
+			})
 			return nil
 		}
 	}

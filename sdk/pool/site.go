@@ -119,12 +119,16 @@ func (s *site) terms() (terms, bool) {
 	return s.offer, stands
 }
 
-// acquire is the rental with one more reservation on it, opened if there is none.
-func (s *site) acquire(ctx context.Context) (*lease, error) {
+// acquire is the rental with one more reservation on it, opened if there is none. It refuses a slot-second that costs more than price.
+func (s *site) acquire(ctx context.Context, price route.Nano) (*lease, error) {
 	tried := false
 	for {
 		s.mu.Lock()
 		if l := s.lease; l != nil {
+			if err := s.within(l.terms.price, price); err != nil {
+				s.mu.Unlock()
+				return nil, err
+			}
 			l.holds++
 			s.mu.Unlock()
 			if err := l.ready(ctx); err != nil {
@@ -137,6 +141,10 @@ func (s *site) acquire(ctx context.Context) (*lease, error) {
 			defer s.mu.Unlock()
 			return nil, fmt.Errorf("provider %s: %w", s.url, s.short)
 		}
+		if err := s.within(s.offer.price, price); tried && err != nil {
+			defer s.mu.Unlock()
+			return nil, err
+		}
 		opening := s.opening
 		if opening == nil {
 			if time.Now().Before(s.retry) {
@@ -145,7 +153,9 @@ func (s *site) acquire(ctx context.Context) (*lease, error) {
 			}
 			opening = make(chan struct{})
 			s.opening = opening
-			if !s.p.begin(func(ctx context.Context) { s.open(ctx, opening, common.Hash{}) }) {
+			if !s.p.begin(func(ctx context.Context) {
+				s.open(ctx, opening, func(ctx context.Context) (*renter.Rental, error) { return s.rent(ctx, price) })
+			}) {
 				s.opening = nil
 				s.mu.Unlock()
 				return nil, ErrClosed
@@ -163,16 +173,10 @@ func (s *site) acquire(ctx context.Context) (*lease, error) {
 	}
 }
 
-// open opens a rental, or goes on with the one of a channel, for all that wait for it. It goes on where they give up: a deposit that was
-// begun is not made a second time.
-func (s *site) open(ctx context.Context, over chan struct{}, id common.Hash) {
-	var rental *renter.Rental
-	var err error
-	if id == (common.Hash{}) {
-		rental, err = s.rent(ctx)
-	} else {
-		rental, err = s.p.client.Resume(ctx, id)
-	}
+// open has a rental begin, or go on, for all that wait for it. It goes on where they give up: a deposit that was begun is not made a
+// second time.
+func (s *site) open(ctx context.Context, over chan struct{}, begin func(context.Context) (*renter.Rental, error)) {
+	rental, err := begin(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer close(over)
@@ -186,7 +190,7 @@ func (s *site) open(ctx context.Context, over chan struct{}, id common.Hash) {
 		s.p.log.Warn("no rental was opened", "provider", s.url, "err", err)
 		return
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errDearer) {
 		s.pause = min(max(2*s.pause, leastPause), mostPause)
 		s.failed, s.retry, s.fails = err, time.Now().Add(s.pause), s.fails+1
 		s.p.log.Warn("no rental was opened", "provider", s.url, "err", err, "retry", s.pause)
@@ -231,8 +235,9 @@ func (s *site) ended() {
 	s.ending--
 }
 
-// rent opens a rental, with the smallest deposit. One whose opening failed before goes on, and is not opened a second time.
-func (s *site) rent(ctx context.Context) (*renter.Rental, error) {
+// rent opens a rental, with the smallest deposit, where a slot-second costs no more than price. One whose opening failed before goes on, and
+// is not opened a second time.
+func (s *site) rent(ctx context.Context, price route.Nano) (*renter.Rental, error) {
 	if s.failed != nil {
 		rentals, err := s.p.client.Rentals(ctx)
 		if err != nil {
@@ -248,8 +253,14 @@ func (s *site) rent(ctx context.Context) (*renter.Rental, error) {
 			}
 		}
 	}
-	_, q, err := s.quote(ctx)
+	t, q, err := s.quote(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.within(t.price, price); err != nil { // before a deposit is made at a price that nobody chose
+		s.mu.Lock()
+		s.offer = t
+		s.mu.Unlock()
 		return nil, err
 	}
 	options := renter.Options{Share: true, Deposit: s.p.deposit, TopUp: s.p.topUp}
