@@ -109,6 +109,7 @@ func TestKilledBetweenTwoTokens(t *testing.T) {
 			Chain: wallet.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour}},
 	}
 	url, stop := runProxy(t, p)
+	listed(t, url, 2)
 
 	res := postChat(t, url, `{"model":"m","stream":true,"messages":[{"role":"user","content":"Count."}],"max_tokens":100,"provider":{"order":["`+first+`"]}}`)
 	defer res.Body.Close()
@@ -162,14 +163,14 @@ func TestKilledBetweenTwoTokens(t *testing.T) {
 			}
 		}
 	}
-	spent, settled := funds-w.balance(t, payer), w.settled(t, p)
+	spent, settled := funds-w.balance(t, payer), w.settled(t, p, 2)
 	if w.balance(t, a) != 0 || w.balance(t, b) != spent || settled != spent || spent == 0 || spent > 250*60 { // a slot's second is 250
 		t.Errorf("%d base units were spent and %d settled: %d for who was killed, %d for who went on", spent, settled, w.balance(t, a), w.balance(t, b))
 	}
 }
 
-// settled is what the payer's books say that its channels were settled for, which the budget's count is, too.
-func (w *world) settled(t *testing.T, p proxying.Proxying) (all uint64) {
+// settled is what the payer's books say that so many channels were settled for, which the budget's count is, too.
+func (w *world) settled(t *testing.T, p proxying.Proxying, channels int) (all uint64) {
 	t.Helper()
 	c := p.Client
 	c.Key, c.Database, c.Log = p.Key, filepath.Join(p.Dir, "payments.db"), slog.New(slog.DiscardHandler)
@@ -180,7 +181,7 @@ func (w *world) settled(t *testing.T, p proxying.Proxying) (all uint64) {
 	}
 	defer client.Close()
 	rentals, err := client.History(t.Context())
-	if err != nil || len(rentals) != 2 {
+	if err != nil || len(rentals) != channels {
 		t.Fatal(rentals, err)
 	}
 	for _, r := range rentals {
@@ -218,22 +219,26 @@ func runProxy(t *testing.T, p proxying.Proxying) (url string, stop func()) {
 	}
 }
 
-// postChat asks until both providers' offers are known.
-func postChat(t *testing.T, url, body string) *http.Response {
+// listed waits until a proxy knows the offers of so many providers.
+func listed(t *testing.T, url string, n int) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		models, err := http.Get(url + "/v1/models")
 		if err == nil {
 			text, _ := io.ReadAll(models.Body)
 			_ = models.Body.Close()
-			if strings.Count(string(text), `"prefill":true`) == 2 {
-				break
+			if strings.Count(string(text), `"prefill":true`) == n {
+				return
 			}
 		}
 		if time.Now().After(end) {
-			t.Fatal("the proxy does not list both providers")
+			t.Fatalf("the proxy does not list %d providers", n)
 		}
 	}
+}
+
+func postChat(t *testing.T, url, body string) *http.Response {
+	t.Helper()
 	res, err := http.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
