@@ -34,7 +34,7 @@ func parked(out io.Writer, m *proxy.MoneyStatus) error {
 	if !isNone(m.Promised) {
 		fmt.Fprintf(out, ", of which $%s is on its way to providers", m.Promised)
 	}
-	fmt.Fprintf(out, "\nAt providers: $%s", m.Parked)
+	fmt.Fprintf(out, "\nPaid to providers until now: $%s\nAt providers: $%s", m.Paid, m.Parked)
 	if len(m.Providers) == 0 {
 		_, err := fmt.Fprintln(out)
 		return err

@@ -89,7 +89,7 @@ func TestWhereTheMoneyIs(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	text := h.shown(admin)
-	for _, want := range []string{"In the wallet: $" + m.Wallet + "\nAt providers: $" + m.Parked + ", of which $", h.site.URL + " $0.00 $" + m.Parked + " $", " UTC in use"} {
+	for _, want := range []string{"In the wallet: $" + m.Wallet + "\nPaid to providers until now: $0.00\nAt providers: $" + m.Parked + ", of which $", h.site.URL + " $0.00 $" + m.Parked + " $", " UTC in use"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not shown: %s", want, text)
 		}
@@ -143,7 +143,7 @@ func TestWhereTheMoneyIs(t *testing.T) {
 		m = h.money(admin)
 		adds(m)
 	}
-	if text = h.shown(admin); m.Wallet != "20.00" || !strings.Contains(text, "In the wallet: $20.00\nAt providers: $0.00\n") {
+	if text = h.shown(admin); m.Wallet != "20.00" || !strings.Contains(text, "In the wallet: $20.00\nPaid to providers until now: $0.00\nAt providers: $0.00\n") {
 		t.Errorf("%+v, %s", m, text)
 	}
 	if err := stop(); err != nil {

@@ -97,11 +97,11 @@ func TestChild(t *testing.T) {
 	url := candidates[0].URL
 	switch does {
 	case "reserve": // and dies before it sends
-		if _, err := p.Reserve(t.Context(), "", url, route.Base(200_000)); err != nil {
+		if _, err := p.Reserve(t.Context(), "", anyPrice(url), route.Base(200_000)); err != nil {
 			t.Fatal(err)
 		}
 	case "answer": // and dies before it is done
-		h, err := p.Reserve(t.Context(), "", url, route.Base(200_000))
+		h, err := p.Reserve(t.Context(), "", anyPrice(url), route.Base(200_000))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestChild(t *testing.T) {
 			t.Fatal(status, err)
 		}
 	case "run", "limited": // and dies while it runs
-		h, err := p.Reserve(t.Context(), "", url, route.Base(map[string]uint64{"run": 200_000, "limited": 50_000}[does]))
+		h, err := p.Reserve(t.Context(), "", anyPrice(url), route.Base(map[string]uint64{"run": 200_000, "limited": 50_000}[does]))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +129,7 @@ func many(t *testing.T, p *pool.Pool, at []pool.Candidate, n int) (fit int64) {
 	var fits atomic.Int64
 	for i := range n {
 		all.Go(func() {
-			h, err := p.Reserve(t.Context(), "", at[i%len(at)].URL, route.Base(8000))
+			h, err := p.Reserve(t.Context(), "", anyPrice(at[i%len(at)].URL), route.Base(8000))
 			var over *budget.ExceededError
 			if errors.As(err, &over) || errors.Is(err, pool.ErrEndpoint) {
 				return
@@ -273,7 +273,7 @@ func TestEndsAtItsMost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(2500))
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(2500))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestEndsAtItsMost(t *testing.T) {
 	if left, err := p.Left(""); err != nil || before.Sub(left).Cmp(route.Base(2000)) < 0 { // it is billed until then, or a little less
 		t.Errorf("%s count of what was given up: %v", before.Sub(left), err)
 	}
-	if _, err := p.Reserve(t.Context(), "", s.URL, route.Nanos(5)); err == nil {
+	if _, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Nanos(5)); err == nil {
 		t.Error("dust pays for no time")
 	}
 	if err := p.Close(t.Context()); err != nil {
@@ -340,10 +340,12 @@ func TestDearerThanItsOffer(t *testing.T) {
 	s := w.shop("36", 4)
 	p := w.pool(w.client(), nil)
 	offer(t, p, s)
+	seen := p.Endpoints()[0]
 	s.reprice(t, "360")
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000))
-	if h != nil || !errors.Is(err, pool.ErrEndpoint) {
-		t.Errorf("what was reserved for 20 s is a hold of 2 s: %v", err)
+	for range 2 { // the second knows the new price
+		if h, err := p.Reserve(t.Context(), "", seen, route.Base(50_000)); h != nil || !errors.Is(err, pool.ErrEndpoint) {
+			t.Errorf("what was reserved for 20 s is a hold of 2 s: %v", err)
+		}
 	}
 	if got := counted(t, p); !got.IsZero() {
 		t.Errorf("%s count of what was not sent", got)
@@ -355,6 +357,9 @@ func TestDearerThanItsOffer(t *testing.T) {
 		t.Errorf("a deposit was made at a price that nobody chose: %+v, %v", m.Channels, err)
 	}
 	must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
+	if h, err := p.Reserve(t.Context(), "", seen, route.Base(50_000)); h != nil || !errors.Is(err, pool.ErrEndpoint) {
+		t.Errorf("the rental runs at ten times the price by which was reserved: %v", err)
+	}
 	if n := s.asked.Load(); n != 1 {
 		t.Errorf("%d requests were sent", n)
 	}
@@ -376,15 +381,16 @@ func TestDearerWhileItIsReserved(t *testing.T) {
 		}
 	})
 	offer(t, p, s)
+	seen := p.Endpoints()[0]
 	raised := func() {
 		s.reprice(t, "360")
-		if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000)); !errors.Is(err, pool.ErrEndpoint) {
+		if _, err := p.Reserve(t.Context(), "", seen, route.Base(50_000)); !errors.Is(err, pool.ErrEndpoint) {
 			t.Errorf("reserved at a price that is raised: %v", err)
 		}
 		must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
 	}
 	meanwhile.Store(&raised)
-	if h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000)); h != nil || !errors.Is(err, pool.ErrEndpoint) {
+	if h, err := p.Reserve(t.Context(), "", seen, route.Base(50_000)); h != nil || !errors.Is(err, pool.ErrEndpoint) {
 		t.Errorf("what was reserved for 20 s is a hold of 2 s: %v", err)
 	}
 	must(t, p, "", s, route.Base(50_000), ask{Millis: 10})
@@ -407,7 +413,7 @@ func TestSickProvider(t *testing.T) {
 	}
 	rig.Eventually(t, "the offer of one that answers", func() bool { return len(p.Endpoints()) == 1 })
 	must(t, p, "", s, route.Base(5000), ask{Millis: 10})
-	if _, err := p.Reserve(t.Context(), "", "http://"+hung.Addr().String(), route.Base(5000)); !errors.Is(err, pool.ErrEndpoint) {
+	if _, err := p.Reserve(t.Context(), "", anyPrice("http://"+hung.Addr().String()), route.Base(5000)); !errors.Is(err, pool.ErrEndpoint) {
 		t.Error(err)
 	}
 	s.vanish()
@@ -416,7 +422,7 @@ func TestSickProvider(t *testing.T) {
 	if err := p.Close(ctx); err == nil || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), s.URL) {
 		t.Errorf("%v", err)
 	}
-	if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000)); !errors.Is(err, pool.ErrClosed) {
+	if _, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(5000)); !errors.Is(err, pool.ErrClosed) {
 		t.Error(err)
 	}
 	again := w.pool(client, nil)
@@ -445,7 +451,7 @@ func TestOpeningThatIsLost(t *testing.T) {
 			p := w.pool(client, func(c *pool.Config) { c.Idle = 2 * time.Second })
 			offer(t, p, s)
 			s.drops.Store(1 << 40)
-			if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000)); err == nil {
+			if _, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(5000)); err == nil {
 				t.Fatal("it was opened")
 			}
 			if got := counted(t, p); !got.IsZero() {
@@ -454,7 +460,7 @@ func TestOpeningThatIsLost(t *testing.T) {
 			if answers {
 				s.drops.Store(0)
 				rig.Each(t, 500*time.Millisecond, "its rental", func() bool {
-					h, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000))
+					h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(5000))
 					return err == nil && h.Done(t.Context(), route.Nano{}) == nil
 				})
 				if err := p.Close(t.Context()); err != nil {
@@ -488,7 +494,7 @@ func TestCapsBelowTheBudget(t *testing.T) {
 	offer(t, p, s, other)
 	must(t, p, "", s, route.Base(5000), ask{Millis: 10})
 	before := counted(t, p)
-	_, err := p.Reserve(t.Context(), "", other.URL, route.Base(5000))
+	_, err := p.Reserve(t.Context(), "", anyPrice(other.URL), route.Base(5000))
 	if !errors.Is(err, wallet.ErrDeposit) {
 		t.Errorf("%v", err)
 	}
@@ -536,7 +542,7 @@ func TestOverMidnight(t *testing.T) {
 	set("2031-03-31T23:59:59Z")
 	p := w.pool(w.client(), func(c *pool.Config) { c.Now = func() time.Time { return time.Unix(now.Load(), 0) } })
 	offer(t, p, s)
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(490_000))
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(490_000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -549,7 +555,7 @@ func TestOverMidnight(t *testing.T) {
 	}
 	set("2031-03-31T12:00:00Z")
 	var over *budget.ExceededError
-	if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(10_000)); !errors.As(err, &over) || over.Ends.Format(time.DateOnly) != "2031-04-01" {
+	if _, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(10_000)); !errors.As(err, &over) || over.Ends.Format(time.DateOnly) != "2031-04-01" {
 		t.Error(err)
 	}
 	if err := h.Done(t.Context(), route.Nano{}); err != nil {
@@ -585,7 +591,7 @@ func TestCapLoweredMeanwhile(t *testing.T) {
 	if got := p.Endpoints(); len(got) != 1 || got[0].ID != cheap.URL { // its rental runs
 		t.Errorf("%+v", got)
 	}
-	if _, err := p.Reserve(t.Context(), "", dear.URL, route.Base(5000)); !errors.Is(err, pool.ErrEndpoint) {
+	if _, err := p.Reserve(t.Context(), "", anyPrice(dear.URL), route.Base(5000)); !errors.Is(err, pool.ErrEndpoint) {
 		t.Errorf("reserved above the cap: %v", err)
 	}
 	rig.Each(t, 100*time.Millisecond, "the dear rental to be given back", func() bool {

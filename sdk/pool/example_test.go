@@ -74,7 +74,7 @@ func Example() {
 	endpoint := p.Endpoints()[0]
 	fmt.Println("base units for a second in a slot:", endpoint.Price.PerSlotSecond)
 
-	hold, err := p.Reserve(ctx, "", endpoint.ID, route.Base(5000))
+	hold, err := p.Reserve(ctx, "", endpoint, route.Base(5000))
 	check(err)
 	request, err := http.NewRequest(http.MethodPost, "http://any/v1/chat/completions", strings.NewReader(`{"messages":[]}`))
 	check(err)

@@ -43,9 +43,10 @@ type Hold struct {
 
 // Reserve reserves what a request may cost at an endpoint, for a local key's name or the empty one, on disk when it returns. Where no
 // rental runs there it opens one, which takes some blocks of the chain; where that fails nothing stays reserved. A budget that does not hold it is a
-// *budget.ExceededError, which says when the day ends; an endpoint that takes no requests is ErrEndpoint, and so is one that became dearer
-// since its offer was fetched: what was reserved pays for less there than was meant. Endpoints has its new price.
-func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nano) (*Hold, error) {
+// *budget.ExceededError, which says when the day ends; an endpoint that takes no requests is ErrEndpoint, and so is one that became dearer than
+// at says, which is as Endpoints had it: most pays for less there than was meant. Endpoints has its new price.
+func (p *Pool) Reserve(ctx context.Context, key string, at route.Endpoint, most route.Nano) (*Hold, error) {
+	endpoint, price := at.ID, at.Price.PerSlotSecond
 	p.mu.Lock()
 	s, closing := p.sites[base(endpoint)], p.closing
 	p.mu.Unlock()
@@ -62,18 +63,21 @@ func (p *Pool) Reserve(ctx context.Context, key, endpoint string, most route.Nan
 	if !ok {
 		return nil, fmt.Errorf("endpoint %.200q: %w: no signed offer of it stands", endpoint, ErrEndpoint)
 	}
+	if err := s.within(t.price, price); err != nil {
+		return nil, err
+	}
 	if runs := most.TimeFor(t.price); runs < time.Millisecond {
 		return nil, fmt.Errorf("endpoint %.200q: %s base units pay for %s of a slot there, at %s a second: reserve more", endpoint, most, runs, t.price)
 	}
-	limits, at := p.limits(key), p.now()
-	day := budget.Day(at) + key
+	limits, now := p.limits(key), p.now()
+	day := budget.Day(now) + key
 	over := s.over(day)
-	id, err := p.books.Reserve(ctx, at, key, limits, most.Add(over))
+	id, err := p.books.Reserve(ctx, now, key, limits, most.Add(over))
 	if err != nil {
 		return nil, err
 	}
 	h := &Hold{p: p, id: id, most: most}
-	if h.lease, err = s.acquire(ctx, t.price); err == nil {
+	if h.lease, err = s.acquire(ctx, price); err == nil {
 		if err = h.aside(ctx, day, limits, over); err != nil {
 			h.lease.release()
 		}

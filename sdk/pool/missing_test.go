@@ -29,11 +29,11 @@ func TestWalletIsFilled(t *testing.T) {
 	p := w.pool(client, nil)
 	offer(t, p, s)
 	var short *pool.WalletError
-	if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000)); !errors.As(err, &short) || short.Address != client.Address() || short.Needs.IsZero() {
+	if _, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(5000)); !errors.As(err, &short) || short.Address != client.Address() || short.Needs.IsZero() {
 		t.Fatalf("%v", err)
 	}
 	for range 3 {
-		if _, err := p.Reserve(t.Context(), "", s.URL, route.Base(5000)); !errors.As(err, &short) || !errors.Is(err, pool.ErrEndpoint) {
+		if _, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(5000)); !errors.As(err, &short) || !errors.Is(err, pool.ErrEndpoint) {
 			t.Errorf("%v", err)
 		}
 	}

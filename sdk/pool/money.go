@@ -19,15 +19,15 @@ import (
 )
 
 // Money is where the money is: of the client's key, in base units of the token, all as of one block. What the key was ever sent is Wallet, Parked
-// and Settled, and what channels that are over have settled (renter.Client.History).
+// and Settled together, for a key that pays through the client's database alone.
 type Money struct {
 	Wallet     uint256.Int // that the key has
 	Parked     uint256.Int // in channels that are not over: Owed and Refundable
 	Owed       uint256.Int // of it, what records bill or vouchers pay, or requests count that no record names yet, and providers have not fetched yet
 	Refundable uint256.Int // of it, what comes back
-	Settled    uint256.Int // that providers fetched from these channels
+	Settled    uint256.Int // that providers have fetched, from channels that are over, too
 	Promised   uint256.Int // that signed authorizations may still move from the wallet into channels
-	Coin       bool        // the key has coin of the chain, without which nothing comes back from a provider that does not help
+	Coin       bool        // the key has coin of the chain to ask for what a provider does not help to give back, and to take it
 	Today      route.Nano  // that counts against today's budget
 	Channels   []Channel   // those that are not over, the ones of rentals of GPUs that are not shared among them
 }
@@ -39,7 +39,7 @@ type Channel struct {
 	Phase      renter.Phase
 	Parked     uint256.Int
 	Owed       uint256.Int
-	Refundable uint256.Int // at least, but for 2 s by which a lease's records may be over our measure: a provider that is gone may never fetch what it is owed
+	Refundable uint256.Int // at least, but for 2 s by which a lease's records may be over our measure, and the time since the last one where GPUs are not shared: a provider that is gone may never fetch what it is owed
 	Settled    uint256.Int
 	Promised   uint256.Int
 	// From is when Refundable is back at the latest, by the chain's clock: the end of the grace period, which begins when the close is
@@ -94,23 +94,34 @@ func (p *Pool) money(ctx context.Context) (m Money, err error) {
 	if m.Wallet, err = p.client.Token().BalanceAt(ctx, owner, head.Number); err != nil {
 		return m, err
 	}
-	coin, err := wallet.Backend.BalanceAt(ctx, owner, nil)
+	coin, err := backend.BalanceAt(ctx, owner, head.Number)
 	if err != nil {
 		return m, chain.Unread("the coin of "+owner.String(), err)
 	}
-	m.Coin = coin.Sign() > 0
+	m.Coin = coin.Cmp(leavingCosts(head.BaseFee)) >= 0
 	after, err := p.client.Rentals(ctx)
 	if err != nil {
 		return m, err
 	}
 	look := looker{backend: backend, block: head.Number, escrows: make(map[common.Address]*chain.Escrow), now: wallet.Now(), coin: m.Coin, pending: pending}
+	looked := make(map[common.Hash]bool)
 	for _, r := range joined(before, after) {
 		c, over, err := look.at(ctx, r)
 		if err != nil {
 			return m, fmt.Errorf("channel %s: %w", r.Channel, err)
 		}
-		if !over {
+		m.Settled.Add(&m.Settled, &c.Settled)
+		if looked[r.Channel] = true; !over {
 			m.add(c)
+		}
+	}
+	all, err := p.client.History(ctx)
+	if err != nil {
+		return m, err
+	}
+	for _, r := range all { // the others are over for long
+		if !looked[r.Channel] && r.Closed != nil {
+			m.Settled.Add(&m.Settled, &r.Closed.Settled)
 		}
 	}
 	again, err := backend.HeaderByNumber(ctx, head.Number)
@@ -118,6 +129,16 @@ func (p *Pool) money(ctx context.Context) (m Money, err error) {
 		err = fmt.Errorf("block %s was replaced meanwhile", head.Number)
 	}
 	return m, err
+}
+
+// leavingCosts is what it costs, in wei, to ask for a deposit and to take it: some 120,000 gas, at twice the fee of now.
+func leavingCosts(baseFee *big.Int) *big.Int {
+	const gas = 120_000
+	if baseFee == nil {
+		baseFee = new(big.Int)
+	}
+	cost := new(big.Int).Mul(baseFee, big.NewInt(2*gas))
+	return cost.Add(cost, big.NewInt(1))
 }
 
 // joined are the rentals of both lists, as the second has them where it does.
@@ -135,7 +156,6 @@ func (m *Money) add(c Channel) {
 	m.Parked.Add(&m.Parked, &c.Parked)
 	m.Owed.Add(&m.Owed, &c.Owed)
 	m.Refundable.Add(&m.Refundable, &c.Refundable)
-	m.Settled.Add(&m.Settled, &c.Settled)
 	m.Promised.Add(&m.Promised, &c.Promised)
 	m.Channels = append(m.Channels, c)
 }

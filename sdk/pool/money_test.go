@@ -17,6 +17,7 @@ import (
 
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/internal/rental"
 	"github.com/gpupay/gpupay/sdk/internal/rig"
 	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -24,22 +25,16 @@ import (
 	"github.com/gpupay/gpupay/sdk/settle"
 )
 
-// look is what Money said at one moment, after others.
-type look struct {
-	pool.Money
-	over []common.Hash // channels that earlier looks had, and this one not
-}
-
-// looks has a pool say where the money is all the while, and keeps what it says.
+// looks has a pool say where the money is all the while.
 type looks struct {
 	*testing.T
-	mu   sync.Mutex
-	all  []look
-	seen map[common.Hash]bool
-	fail int
+	mu     sync.Mutex
+	looked int
+	seen   map[common.Hash]bool
+	fail   int
 }
 
-// at looks once, and holds the parts of what is said to its sums.
+// at looks once, and holds what is said to its sums and to what the key was sent: no base unit is ever in two places, or in none.
 func (l *looks) at(ctx context.Context, p *pool.Pool) (pool.Money, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,7 +43,7 @@ func (l *looks) at(ctx context.Context, p *pool.Pool) (pool.Money, error) {
 		l.fail++
 		return m, err
 	}
-	var parked, owed, refundable, settled uint256.Int
+	var parked, owed, refundable uint256.Int
 	here := make(map[common.Hash]bool)
 	for _, c := range m.Channels {
 		if here[c.ID] || c.Parked.Uint64() != c.Owed.Uint64()+c.Refundable.Uint64() || c.From.IsZero() != c.Refundable.IsZero() {
@@ -58,19 +53,15 @@ func (l *looks) at(ctx context.Context, p *pool.Pool) (pool.Money, error) {
 		parked.Add(&parked, &c.Parked)
 		owed.Add(&owed, &c.Owed)
 		refundable.Add(&refundable, &c.Refundable)
-		settled.Add(&settled, &c.Settled)
 	}
-	if parked != m.Parked || owed != m.Owed || refundable != m.Refundable || settled != m.Settled {
+	if parked != m.Parked || owed != m.Owed || refundable != m.Refundable {
 		l.Errorf("%+v", m)
 	}
-	one := look{Money: m}
-	for id := range l.seen {
-		if !here[id] {
-			one.over = append(one.over, id)
-		}
+	if sum := m.Wallet.Uint64() + m.Parked.Uint64() + m.Settled.Uint64(); sum != funds {
+		l.Errorf("look %d is of %d base units, and there are %d: %+v", l.looked, sum, funds, m)
 	}
 	maps.Copy(l.seen, here)
-	l.all = append(l.all, one)
+	l.looked++
 	return m, nil
 }
 
@@ -89,32 +80,6 @@ func (l *looks) while(p *pool.Pool) (enough func()) {
 	return func() { cancel(); over.Wait() }
 }
 
-// add holds each look to what the key was sent, once all is over: no base unit is ever in two places, or in none.
-func (l *looks) add(client *renter.Client) {
-	l.Helper()
-	rentals, err := client.History(l.Context())
-	if err != nil {
-		l.Fatal(err)
-	}
-	got := make(map[common.Hash]uint64)
-	for _, r := range rentals {
-		if r.Closed == nil {
-			l.Fatalf("channel %s is %s", r.Channel, r.Phase)
-		}
-		got[r.Channel] = r.Closed.Settled.Uint64()
-	}
-	for i, one := range l.all {
-		sum := one.Wallet.Uint64() + one.Parked.Uint64() + one.Settled.Uint64()
-		for _, id := range one.over {
-			sum += got[id]
-		}
-		if sum != funds {
-			l.Errorf("look %d of %d is of %d base units, and there are %d: %+v", i, len(l.all), sum, funds, one)
-		}
-	}
-	l.Logf("%d looks, %d of them at %d channels", len(l.all), len(l.seen), len(rentals))
-}
-
 // TestRunningIsOwed: what a request that runs may come to is not said to come back.
 func TestRunningIsOwed(t *testing.T) {
 	t.Parallel()
@@ -122,7 +87,7 @@ func TestRunningIsOwed(t *testing.T) {
 	s := w.shop("36", 4) // 2500 base units a slot's second
 	p := w.pool(w.client(), nil)
 	offer(t, p, s)
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(20_000))
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(20_000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +170,17 @@ func TestMoneyAddsUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.settled(client)
-	l.add(client)
+	for range rental.Finality + 5 { // no re-org can undo what is over
+		local.Mine()
+	}
+	if left, err := client.Rentals(t.Context()); err != nil || len(left) != 0 {
+		t.Fatal(left, err)
+	}
+	p = w.pool(client, nil)
+	if m, err := l.at(t.Context(), p); err != nil || len(m.Channels) != 0 || m.Settled.IsZero() {
+		t.Errorf("once all is over: %+v, %v", m, err)
+	}
+	l.Logf("%d looks at %d channels", l.looked, len(l.seen))
 }
 
 // TestMoneyUnknown: where the chain hangs, fails or changes its mind, the money is not known, and who has some and what counts today is: nothing

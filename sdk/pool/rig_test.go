@@ -226,10 +226,15 @@ func send(ctx context.Context, h *pool.Hold, a ask) (int, error) {
 	return res.StatusCode, errors.Join(err, res.Body.Close())
 }
 
+// anyPrice is an endpoint for those to whom its price is no matter.
+func anyPrice(id string) route.Endpoint {
+	return route.Endpoint{ID: id, Price: route.Price{PerSlotSecond: route.Base(1 << 40)}}
+}
+
 // must reserves, sends and is done.
 func must(t *testing.T, p *pool.Pool, key string, s *shop, most route.Nano, a ask) {
 	t.Helper()
-	h, err := p.Reserve(t.Context(), key, s.URL, most)
+	h, err := p.Reserve(t.Context(), key, anyPrice(s.URL), most)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/route"
 	"github.com/gpupay/gpupay/sdk/units"
+	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
 // How often an offer is fetched, and how long after a failure.
@@ -363,8 +364,8 @@ func (s *site) tend(ctx context.Context) {
 
 // finish closes a rental and waits for its refund, or leaves its provider where that does not help.
 func (s *site) finish(ctx context.Context, id common.Hash, rental *renter.Rental, leave bool) {
-	pause := leastPause
-	for tries := 1; ctx.Err() == nil; tries++ {
+	pause, tries := leastPause, 0
+	for ctx.Err() == nil {
 		var err error
 		if rental == nil {
 			rental, err = s.p.client.Rental(ctx, id)
@@ -385,6 +386,9 @@ func (s *site) finish(ctx context.Context, id common.Hash, rental *renter.Rental
 		if ctx.Err() != nil {
 			return
 		}
+		if !wallet.StorageFailed(err) { // the next try may pay what was used last, which to leave would not
+			tries++
+		}
 		turned := !leave && (tries >= 3 || alone(err))
 		leave = leave || turned
 		s.p.log.Warn("a rental is not closed yet", "provider", s.url, "channel", id, "alone", leave, "err", err, "retry", pause)
@@ -401,6 +405,9 @@ func (s *site) finish(ctx context.Context, id common.Hash, rental *renter.Rental
 
 // alone reports an error after which a provider is not asked to close: its deposit is got back without it.
 func alone(err error) bool {
+	if wallet.StorageFailed(err) {
+		return false
+	}
 	for _, of := range []error{renter.ErrSilent, renter.ErrUnreachable, renter.ErrRefused, renter.ErrProtocol, channel.ErrClosing} {
 		if errors.Is(err, of) {
 			return true

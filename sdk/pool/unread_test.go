@@ -80,7 +80,7 @@ func TestNobodyReads(t *testing.T) {
 	client := w.client()
 	p := w.pool(client, nil)
 	offer(t, p, s)
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000)) // two seconds
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(50_000)) // two seconds
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestCountsItsMost(t *testing.T) {
 	})
 	p := w.pool(w.client(), nil)
 	offer(t, p, s)
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(25_000)) // a second
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(25_000)) // a second
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func TestEndThatIsNotWritten(t *testing.T) {
 	disk := sqlfault.At(t, dir)
 	p := w.pool(w.client(), func(c *pool.Config) { c.File = filepath.Join(dir, "pool.db") })
 	offer(t, p, s)
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(50_000))
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(50_000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestFail(t *testing.T) {
 	client := w.client()
 	p := w.pool(client, nil)
 	offer(t, p, s)
-	h, err := p.Reserve(t.Context(), "", s.URL, route.Base(200_000))
+	h, err := p.Reserve(t.Context(), "", anyPrice(s.URL), route.Base(200_000))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func (c *call) reserve(choice *route.Choice) (*attempt, *APIError) {
 		return nil, gone
 	}
 	c.running.Add(1) // from here on something may be set aside for it
-	hold, err := c.config.Pool.Reserve(ctx, c.key.Name, choice.Endpoint.ID, choice.Reserve)
+	hold, err := c.config.Pool.Reserve(ctx, c.key.Name, choice.Endpoint, choice.Reserve)
 	if err == nil {
 		return &attempt{choice: choice, hold: hold}, nil
 	}

@@ -18,7 +18,7 @@ type MoneyStatus struct {
 	Parked     string        `json:"parked,omitempty"`     // at providers: Owed and Refundable
 	Owed       string        `json:"owed,omitempty"`       // to them, for what they served
 	Refundable string        `json:"refundable,omitempty"` // of it, what comes back
-	Paid       string        `json:"paid,omitempty"`       // that these providers have had already
+	Paid       string        `json:"paid,omitempty"`       // that providers have had until now, those that hold nothing any more, too
 	Promised   string        `json:"promised,omitempty"`   // of the wallet's, what is on its way to providers
 	Alone      bool          `json:"alone"`                // what comes back does so also where a provider does not help
 	Providers  []ParkedMoney `json:"providers"`

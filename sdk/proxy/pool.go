@@ -23,8 +23,8 @@ type Pool interface {
 	// Room is what one request may cost at an endpoint where so much is left: the first one there may have more be set aside.
 	Room(key, endpoint string, left route.Nano) route.Nano
 	// Reserve takes what a request can cost at the most out of what is left, on disk before it returns. Its error is ErrBudget where that
-	// is more than is left; any other is the endpoint's, and leaves nothing reserved.
-	Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error)
+	// is more than is left; any other is the endpoint's, which may cost more now than it did at, and leaves nothing reserved.
+	Reserve(ctx context.Context, key string, at route.Endpoint, most route.Nano) (Hold, error)
 	// Missing says of each provider of some models that is not among Endpoints why, and has it be tried again soon.
 	Missing(ctx context.Context, models []string) []pool.Missing
 	// Money says where the money is, as the chain has it.
@@ -47,8 +47,8 @@ func FromPool(p *pool.Pool) Pool { return pooled{p} }
 type pooled struct{ *pool.Pool }
 
 // Reserve tells a budget that is used from a provider that cannot be paid.
-func (p pooled) Reserve(ctx context.Context, key, endpoint string, most route.Nano) (Hold, error) {
-	hold, err := p.Pool.Reserve(ctx, key, endpoint, most)
+func (p pooled) Reserve(ctx context.Context, key string, at route.Endpoint, most route.Nano) (Hold, error) {
+	hold, err := p.Pool.Reserve(ctx, key, at, most)
 	var over *budget.ExceededError
 	switch {
 	case errors.As(err, &over):

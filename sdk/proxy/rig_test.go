@@ -159,7 +159,8 @@ func (p *purse) Left(string) (route.Nano, error) {
 
 func (p *purse) Room(_, _ string, left route.Nano) route.Nano { return left.Sub(route.Base(p.aside)) }
 
-func (p *purse) Reserve(_ context.Context, _, endpoint string, most route.Nano) (proxy.Hold, error) {
+func (p *purse) Reserve(_ context.Context, _ string, at route.Endpoint, most route.Nano) (proxy.Hold, error) {
+	endpoint := at.ID
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.before != nil {

@@ -57,7 +57,7 @@ func (l *Ledger) Show(ctx context.Context) {
 		now.Row.Checker = &checker
 	}
 	paid, err := l.Payer.State(context.WithoutCancel(ctx), l.ID)
-	if err != nil {
+	if err != nil && !errors.Is(err, channel.ErrUnknown) { // one that is not opened yet has no vouchers
 		boundlog.Warn(l.Wallet.Log, "what was paid could not be read: it is shown as before", l.ID, err)
 	}
 	l.mu.Lock()
