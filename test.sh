@@ -28,7 +28,8 @@ if [[ -w /dev/shm && $(df --output=avail /dev/shm | tail -1) -gt 8000000 && $(fi
 fi
 work=$(mktemp -d)
 log=$work/log
-trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
+queues=() # process groups, see background
+trap 'for each in ${queues[@]+"${queues[@]}"} $(jobs -p); do kill -- "$each" 2>/dev/null || true; done; rm -rf "$work"' EXIT
 
 # finish prints the count that CI reads. A step that is not a test counts as one failure when it fails.
 finish() {
@@ -74,6 +75,37 @@ count() {
 }
 
 say() { echo "$*" >"$work/summary"; }
+
+# background runs functions one after the other, at a niceness, beside the steps that follow: what the tests leave idle of two cores is a
+# quarter, and enough for what only computes. A step that is joined to a function waits for its end.
+background() {
+	set -m # a group of its own, which can be killed whole
+	queue "$@" &
+	set +m
+	queues+=("-$!")
+}
+
+queue() {
+	local each begun
+	set +e
+	renice -n "$1" "$BASHPID" >/dev/null
+	for each in "${@:2}"; do
+		begun=$SECONDS
+		mkdir "$work/$each"
+		(work=$work/$each log=$work/$each/log; set -e; "$each") >"$work/$each/log" 2>&1
+		echo "$? $((SECONDS - begun))" >"$work/$each/ended"
+	done
+}
+
+joined() {
+	local status took
+	until [[ -s $work/$1/ended ]]; do sleep 0.1; done
+	read -r status took <"$work/$1/ended"
+	cat "$work/$1/log"
+	[[ ! -f $work/$1/counts ]] || cp "$work/$1/counts" "$work"
+	say "$(cat "$work/$1/summary" 2>/dev/null || true) ($took s beside others)"
+	return "$status"
+}
 
 # tools finds or installs what the tests need.
 tools() {
@@ -146,14 +178,7 @@ allocations() { go test -count=1 ./channel; }
 # forge is the native program: npm's wrapper of it exits 0 also when it failed.
 forge() { node_modules/@foundry-rs/forge-*/bin/forge "$@"; }
 
-# building has the contracts compiled, on one core, beside what comes next; contracts waits for that.
-building() { { forge build >"$work/forge" 2>&1 && echo 0 || echo 1; } >"$work/built" & }
-
-contracts() {
-	until [[ -s $work/built ]]; do sleep 0.1; done
-	cat "$work/forge"
-	return "$(<"$work/built")"
-}
+contracts() { forge build; }
 
 # forgetest also holds the gas figures to contracts/snapshots: see gas_snapshot_check in foundry.toml.
 forgetest() {
@@ -409,35 +434,36 @@ if ! command -v go >/dev/null && [[ -x /usr/local/go/bin/go ]]; then
 fi
 step "tools" tools
 step "npm packages" packages
-building
+background 0 contracts # on one core
 if [[ $mode == mutate ]]; then
-	step "forge build" contracts
+	step "forge build" joined contracts
 	step "mutants" mutants
 	step "random mutants" sample
 	finish
 fi
 step "formatting" formatted
-step "vet and staticcheck" lint
+background 19 lint
 step "without cgo" portable
 step "allocations" allocations
-step "forge build" contracts
+step "forge build" joined contracts
 step "forge test, gas" forgetest
 step "bindings are current" generated
 step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
+	background 5 model certificates
 	step "go test" suite "./sdk/provider ./sdk/renter ./..."
-	step "model" model
-	step "certificates" certificates
 	step "benchmarks" benchmarks
 else
 	step "go test -race" racing
+	background 5 model certificates
 	step "go test, tables" suite "./sdk/renter ./sdk/provider ./sdk/proxy" -run "$tables"
 	step "go test, apart" suite "$(go list ./... | grep -E "$apart")"
-	step "model" model
-	step "certificates" certificates
 	step "benchmarks" benchmarks -race "${unsearched[@]}"
 	step "quickstart" quickstart
 fi
+step "vet and staticcheck" joined lint
+step "model" joined model
+step "certificates" joined certificates
 if [[ $mode == long ]]; then
 	step "model, long" longmodel
 	step "vouchers to both" vouchers
