@@ -8,12 +8,10 @@ import (
 	"os"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
 	"github.com/holiman/uint256"
 	urfave "github.com/urfave/cli/v3"
 
 	"github.com/gpupay/gpupay/internal/cli"
-	"github.com/gpupay/gpupay/sdk/chain"
 	"github.com/gpupay/gpupay/sdk/ledger"
 	"github.com/gpupay/gpupay/sdk/units"
 )
@@ -95,7 +93,13 @@ func (a *accounts) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.describe(ctx, all); err != nil {
+	if a.decimals >= 0 {
+		all.SetDecimals(uint8(a.decimals))
+	}
+	if err = all.FindDecimals(ctx, a.rpc); errors.Is(err, ledger.ErrDecimals) {
+		return fmt.Errorf("%w: give --rpc ($GPUPAY_RPC), or --decimals", err)
+	}
+	if err != nil {
 		return err
 	}
 	books := all.Between(a.begins, a.ends)
@@ -114,35 +118,6 @@ func (a *accounts) run(ctx context.Context) error {
 	sum := books.Totals()
 	fmt.Fprintf(a.totals, "%d settlements of %s base units, %d leases of %s GPU-nanoseconds charged %s base units, gas %s ether\n", sum.Settlements, sum.Settled.Dec(),
 		sum.Leases, sum.Nanos.String(), sum.Charged.Dec(), units.Format(*uint256.MustFromBig(&sum.Gas), 18))
-	return nil
-}
-
-// describe finds how many decimals each token has: what somebody says stands above what the chain does, and that above what is on disk.
-func (a *accounts) describe(ctx context.Context, b *ledger.Books) error {
-	var backend chain.Backend
-	for _, e := range b.Entries {
-		_, known := b.Decimals[e.Token]
-		switch {
-		case e.Token == (common.Address{}) || known && a.decimals < 0:
-			continue
-		case a.decimals >= 0:
-			b.Decimals[e.Token] = uint8(a.decimals)
-			continue
-		case a.rpc == "":
-			return fmt.Errorf("how many decimals token %s has is not in this database: give --rpc ($GPUPAY_RPC), or --decimals", e.Token)
-		}
-		var err error
-		if backend == nil {
-			if backend, err = chain.Connect(ctx, a.rpc, nil); err != nil {
-				return err
-			}
-		}
-		token, err := chain.NewToken(ctx, backend, e.Token)
-		if err != nil {
-			return err
-		}
-		b.Decimals[e.Token] = token.Decimals
-	}
 	return nil
 }
 
