@@ -2,12 +2,14 @@
 package internal
 
 import (
+	"bytes"
 	"go/ast"
 	"go/doc"
 	"go/parser"
 	"go/token"
 	"io/fs"
 	"iter"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -296,6 +298,23 @@ func TestPackagesAreSmall(t *testing.T) {
 	have := make(map[string]int)
 	eachSource(t, func(folder string, file *ast.File, line func(token.Pos) int) { have[folder] += line(file.FileEnd) - 1 })
 	atMost(t, "lines", have, mostLines, long)
+}
+
+// TestSubcommandsAreThin: a subcommand is flags, configuration and one call: its file has fewer than 150 lines.
+func TestSubcommandsAreThin(t *testing.T) {
+	files, err := filepath.Glob("../cmd/gpupay/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(text, []byte{'\n'}); n >= 150 && !strings.HasSuffix(file, "_test.go") {
+			t.Errorf("%s has %d lines: what it does belongs into a package, with an example", file, n)
+		}
+	}
 }
 
 // atMost holds sizes to a bound, and those of before to what they are.
