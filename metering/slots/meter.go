@@ -64,6 +64,7 @@ type lease struct {
 	ids     ids
 	running map[uint64]*request
 	ended   []*request // well, and their devices were not read since; in the order of their ends
+	waits   int64      // what those come to at most, ns of one GPU
 	total   int64      // billed: ns of one GPU
 	rest    uint32     // and parts of one, of which Share.Slots make a nanosecond
 	part    part
@@ -315,7 +316,7 @@ func (m *Meter) Give(lease common.Hash, id uint64, at int64, outcome metering.Ou
 	if l.begun(r); r.To <= l.health.upTo { // the others wait for readings
 		return l.measure(m.config.Share, r, r.To)
 	}
-	l.ended = append(l.ended, r)
+	l.ended, l.waits = append(l.ended, r), m.most(l.waits, r.To-r.From)
 	return nil
 }
 
@@ -346,6 +347,10 @@ func (m *Meter) settle(l *lease) error {
 		errs = append(errs, l.measure(m.config.Share, r, r.To))
 		return true
 	})
+	l.waits = 0
+	for _, r := range l.ended {
+		l.waits = m.most(l.waits, r.To-r.From)
+	}
 	return errors.Join(errs...)
 }
 
@@ -427,22 +432,28 @@ func (m *Meter) Due(lease common.Hash, now int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	due := l.total
-	add := func(slotNanos int64) {
-		nanos, _, err := m.config.Share.Bill(max(0, slotNanos), m.config.Share.Slots-1) // rounded up
-		if err != nil || due > math.MaxInt64-nanos {
-			due = math.MaxInt64
-			return
-		}
-		due += nanos
-	}
+	due := l.waits
 	for _, r := range l.running {
-		add(now - r.From)
+		due = m.most(due, now-r.From)
 	}
-	for _, r := range l.ended {
-		add(r.To - r.From)
+	return sum(due, l.total), nil
+}
+
+// most adds to an amount what a request may come to at most, which is rounded up.
+func (m *Meter) most(due, slotNanos int64) int64 {
+	nanos, _, err := m.config.Share.Bill(max(0, slotNanos), m.config.Share.Slots-1)
+	if err != nil {
+		return math.MaxInt64
 	}
-	return due, nil
+	return sum(due, nanos)
+}
+
+// sum is that of two amounts, or the greatest that there is.
+func sum(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
 }
 
 // Busy is how many slots are taken.
@@ -493,7 +504,7 @@ func (l *lease) finish(share metering.Share) error {
 	for _, r := range l.ended { // each once: who asks again does not bill it again
 		errs = append(errs, l.measure(share, r, min(r.To, l.health.upTo)))
 	}
-	l.ended = nil
+	l.ended, l.waits = nil, 0
 	return errors.Join(errs...)
 }
 

@@ -381,6 +381,9 @@ func (m *market) Check(*rapid.T) {
 				}
 				r.owed, total = owed, owed
 			}
+			if running, ended, err := m.meter.Unsettled(r.terms.ID); err != nil || running+ended == 0 && due != r.owed {
+				m.Fatalf("lease %s owes %d, nothing of it runs or waits, and %d is due: %v", r.terms.ID, r.owed, due, err)
+			}
 		}
 		all += uint64(total)
 	}
