@@ -48,6 +48,7 @@ type Endpoint struct {
 
 	behind uint64 // see Balance
 	turns  int
+	always []string
 	stuck  uint64 // see Stick
 }
 

@@ -14,11 +14,11 @@ import (
 )
 
 // Balance makes the endpoint a balancer of two nodes that take turns, one of which is some blocks behind the other: it
-// knows neither the newest blocks, nor what they changed, nor the receipts in them. 0 ends it.
-func (e *Endpoint) Balance(behind uint64) {
+// knows neither the newest blocks, nor what they changed, nor the receipts in them. 0 ends it. Some methods it may answer always.
+func (e *Endpoint) Balance(behind uint64, always ...string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.behind, e.turns = behind, 0
+	e.behind, e.turns, e.always = behind, 0, always
 }
 
 // Stick makes the endpoint a node that has stopped following the chain: it answers as of this block, and takes transactions
@@ -45,11 +45,11 @@ func (e *Endpoint) stuckNow() uint64 {
 }
 
 // knows is the newest block of the node that answers the next request; ok is false where that is the chain's.
-func (e *Endpoint) knows() (known uint64, ok bool) {
+func (e *Endpoint) knows(method string) (known uint64, ok bool) {
 	if stuck := e.stuckNow(); stuck != 0 {
 		return stuck, true
 	}
-	behind := e.late()
+	behind := e.late(method)
 	if behind == 0 {
 		return 0, false
 	}
@@ -58,10 +58,10 @@ func (e *Endpoint) knows() (known uint64, ok bool) {
 }
 
 // late reports by how much the node is behind that answers the next request.
-func (e *Endpoint) late() uint64 {
+func (e *Endpoint) late(method string) uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.turns++; e.turns%2 == 0 {
+	if e.turns++; e.turns%2 == 0 && !slices.Contains(e.always, method) {
 		return 0
 	}
 	return e.behind
@@ -75,7 +75,7 @@ var tags = map[string]int{
 // lagging rewrites a request so that the node answers it as one that is behind; it answers at once what that one would not
 // know.
 func (e *Endpoint) lagging(x *Exchange, body []byte) ([]byte, bool) {
-	known, late := e.knows()
+	known, late := e.knows(x.Method)
 	at, named := tags[x.Method]
 	if !late || !named {
 		return body, false
@@ -122,7 +122,7 @@ func (e *Endpoint) behindToo(x *Exchange) {
 	default:
 		return
 	}
-	known, late := e.knows()
+	known, late := e.knows(x.Method)
 	if !late {
 		return
 	}

@@ -101,7 +101,7 @@ func TestPayoutBehindABalancer(t *testing.T) {
 	var all []*buyer
 	for n := range 2 {
 		all = append(all, r.earn())
-		bad.Balance(1)
+		bad.Balance(1, "eth_estimateGas")
 		net.Mine(t, 1) // who is behind knows the deposit
 		eventually(t, "it is settled", func() bool {
 			err := r.provider.Settle(t.Context())
