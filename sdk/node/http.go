@@ -316,19 +316,12 @@ func page(records []metering.SignedRecord) []metering.SignedRecord {
 	return records
 }
 
-// abort ends a lease without another record: the spool has forgotten some that a
-// gateway has, and a second one of the same number would be a fork that the payee
-// signed.
+// abort ends a lease without another record: the spool has forgotten some that a gateway has, and a second one of the same number would be a
+// fork that the payee signed. The lease runs until its devices are taken back, so that nobody else takes them back meanwhile.
 func (n *Agent) abort(row leasestore.Row, delivered uint64) error {
 	n.config.Log.Error("a gateway has records that this spool does not", "lease", row.ID, "delivered", delivered, "spooled", row.Sequence)
-	if l := n.leases.Runs(row); l != nil && !l.Ending.Swap(true) {
-		n.leases.Go(func(ctx context.Context) {
-			l.Relinquish()
-			<-l.Done
-			if err := n.leases.GiveBack(context.WithoutCancel(ctx), row, nil, leasestore.ErrRolledBack.Error()); err != nil {
-				n.config.Log.Error("lease could not be ended", "lease", row.ID, "error", err)
-			}
-		})
+	if l := n.leases.Runs(row); l != nil {
+		l.Abort()
 	}
 	return leasestore.ErrRolledBack
 }
