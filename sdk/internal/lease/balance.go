@@ -14,8 +14,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
-// balance is what a lease owes and may owe, by what was used, vouchered and promised. It is who owes out of the payer's credit:
-// payercredit.Lease.
+// balance is what a lease owes and may owe, by what was used, vouchered and promised: a payercredit.Lease.
 type balance struct {
 	*core
 	Share   atomic.Pointer[uint256.Int] // base units of the credit that it has, where a node meters it; nil: not told
@@ -144,8 +143,7 @@ func (b *balance) owedAt(nanos uint64) (uint256.Int, error) {
 	return owed, nil
 }
 
-// wants reports whether it is time for a voucher: half of what may be used
-// before the lease is suspended is, by it and the payer's other channels.
+// wants reports whether it is time for a voucher: half of what may be used before the lease is suspended is, by it and the payer's other channels.
 func (b *balance) wants(v *View, debt uint256.Int) bool {
 	ahead, err := b.Price.Charge(b.ahead())
 	if err != nil || debt.IsZero() {

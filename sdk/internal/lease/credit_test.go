@@ -207,7 +207,7 @@ func TestSuspensionsTimeGoesOn(t *testing.T) {
 		now.Add(-45 * time.Second):         15 * time.Second,
 		now.Add(-44900 * time.Millisecond): 15100 * time.Millisecond,
 	} {
-		if got := time.Minute - now.Sub(suspendedSince(then, now, time.Minute)); got != left {
+		if got := time.Minute - now.Sub(leasestore.SuspendedSince(then, now, time.Minute)); got != left {
 			t.Errorf("suspended at %s it has %s at %s, want %s", then, got, now, left)
 		}
 	}

@@ -131,8 +131,7 @@ const (
 	ReasonDead      = "what it was given is not alive"
 )
 
-// hindrance is why a lease must not be served now, "" if nothing hinders it. One
-// that was suspended unpaid needs more than another: see Credit.
+// hindrance is why a lease must not be served now, "" if nothing hinders it. One that was suspended unpaid needs more than another: see Credit.
 func (g *guard) hindrance(v *View) string {
 	unpaid := g.balance.exhausted(v)
 	if v.State == leasestore.Suspended && v.Reason != ReasonUnmetered && v.Reason != ReasonDead {

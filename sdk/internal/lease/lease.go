@@ -288,8 +288,7 @@ func (l *Lease) SamplingEnded(err error) {
 	l.Guard.armBackstop()
 }
 
-// Measurable waits until a request's GPUs were read first, so that all of its time
-// is charged, and refuses one that could not be charged at all.
+// Measurable waits until a request's GPUs were read first, so that all of its time is charged, and refuses one that could not be charged at all.
 func (l *Lease) Measurable() error {
 	select {
 	case <-l.Read:

@@ -57,6 +57,7 @@ type Manager struct {
 	Busy   keyed.Mutex // by lease: it begins, or is resolved
 	mu     sync.Mutex
 	leases map[common.Hash]*Lease // running, by channel
+	undone sync.Map               // leases that did not begin, by what a row names them: see undo
 
 	Forgotten *placement.Forgotten // leases that the database has lost
 }
@@ -142,28 +143,30 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	if err == nil {
 		err = h.Store.Leases.Activate(call, row)
 	}
-	if err != nil {
+	var l *Lease
+	if err == nil {
+		fault.Point(fault.LeaseActivated)
+		l, err = h.newLease(row, s, offer, a, nil)
+	} else if a.Node == "" {
 		return nil, errors.Join(err, h.release(later, a)) // the row says that nothing is metered
 	}
-	fault.Point(fault.LeaseActivated)
-	l, err := h.newLease(row, s, offer, a, nil)
 	if err != nil {
-		return nil, errors.Join(err, h.GiveBack(call, row, nil, "not started"))
+		return nil, errors.Join(err, h.undo(later, row, nil))
 	}
 	if l.MetersHere() && l.Read == nil {
 		l.opened = make(chan struct{})
 	}
 	err = h.launch(l, leasestore.Active, s, nil)
 	switch {
-	case errors.Is(err, gpu.ErrNoCapacity):
+	case errors.Is(err, gpu.ErrNoCapacity), err != nil && a.Node != "":
 		l.Balance.Leave()
-		return nil, errors.Join(err, h.GiveBack(call, row, nil, err.Error()))
+		return nil, errors.Join(err, h.undo(later, row, nil))
 	case errors.Is(err, ErrMetered): // and not given back: that would take it from who has it
 		l.Balance.Leave()
 		return nil, errors.Join(err, h.Store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
 	}
 	if err != nil || l.opened == nil {
-		return l, err // after another error the next process takes the lease up
+		return l, err // after another error it is a stray, or the next process goes on with it
 	}
 	begun() // it runs; where another gateway took it, nobody waits for its readings
 	// Nobody is told how the devices are reached before their first readings, from which they are billed on.
@@ -187,23 +190,12 @@ func (h *Manager) allocate(ctx context.Context, row leasestore.Row, s channel.St
 	if err != nil {
 		return a, meter, err
 	}
-	if err = fits(a, req); err != nil {
+	if err = placement.Fits(a, req); err != nil {
 		if held := h.release(context.WithoutCancel(ctx), a); held != nil {
 			err = fmt.Errorf("%w, and %w: %w", err, gpu.ErrHeld, held)
 		}
 	}
 	return a, meter, err
-}
-
-// fits refuses what an allocator gave that is not what was asked for. Of what a node gave remote.Nodes knows the class.
-func fits(a gpu.Allocation, req gpu.Request) error {
-	if len(a.Devices) != req.GPUs {
-		return fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), req.LeaseID, req.GPUs)
-	}
-	if others := inventory.Without(a.Devices, req.Devices); req.Class != "" && a.Node == "" && len(others) > 0 {
-		return fmt.Errorf("allocator gave device %s to lease %s, which is not of class %s, and the lease pays for that", others[0], req.LeaseID, req.Class)
-	}
-	return nil
 }
 
 // notAllocated has it on disk that a lease never began.
@@ -380,22 +372,13 @@ func (h *Manager) Load(ctx context.Context, row leasestore.Row, s channel.State,
 		return nil, err
 	}
 	l, err := h.newLease(row, s, offer, a, last)
-	if err == nil && l.MetersHere() && forgets(s, l.OwedBefore, last) {
+	if err == nil && l.MetersHere() && leasestore.Forgets(s, l.OwedBefore, last) {
 		l.Fence.Aborted.Store(true)
 	}
 	if err == nil && row.Suspended > 0 {
 		l.Suspension.Earlier = time.Unix(0, row.Suspended)
 	}
 	return l, err
-}
-
-// forgets reports a channel that is charged more than its lease's records say,
-// with which they are charged in one step: some of them are forgotten.
-func forgets(s channel.State, before uint256.Int, last *metering.SignedRecord) bool {
-	if last != nil {
-		before = last.Owed
-	}
-	return s.Spent.Gt(&before)
 }
 
 // EndSoon has a lease end, once, and does not wait for it.

@@ -82,11 +82,11 @@ func (h *Manager) Resolve(ctx context.Context, row leasestore.Row, where error, 
 		}
 		reason = err.Error()
 	}
-	return h.GiveBack(ctx, row, where, reason)
+	return h.giveBack(ctx, row, where, reason)
 }
 
-// GiveBack ends a lease that no process runs in the two steps of expire, and has its devices taken back where they can be.
-func (h *Manager) GiveBack(ctx context.Context, row leasestore.Row, where error, reason string) error {
+// giveBack ends a lease that no process runs in the two steps of expire, and has its devices taken back where they can be.
+func (h *Manager) giveBack(ctx context.Context, row leasestore.Row, where error, reason string) error {
 	a, err := row.Allocated()
 	if err != nil {
 		return err
@@ -190,10 +190,28 @@ func (h *Manager) resolveStray(ctx context.Context, id string, run []leasestore.
 		return err
 	}
 	where := placement.Locate(ctx, h.Deps.Placer, row, run)
+	if _, undone := h.undone.Load(row.ID); undone {
+		return h.undo(ctx, row, where)
+	}
 	if where == nil && !ended && row.State != wire.StateEnding {
-		where = OverError("it could not be begun")
+		where = errUnbegun
 	}
 	return h.Resolve(ctx, row, where, "")
+}
+
+const errUnbegun = OverError("it could not be begun")
+
+// undo ends a lease that did not begin. Its renter was told nothing of it and is charged nothing: where a node meters it the row says first that none
+// does, and it ends there as one whose node's answer was lost (remote.Nodes.Place). What cannot be written now is tried again by resolveStray.
+func (h *Manager) undo(ctx context.Context, row leasestore.Row, where error) error {
+	if row.AtNode() {
+		h.undone.Store(row.ID, true)
+		if err := h.Store.Leases.Unplace(ctx, &row); err != nil {
+			return err
+		}
+		h.undone.Delete(row.ID)
+	}
+	return h.giveBack(ctx, row, where, errUnbegun.Error())
 }
 
 // OverError is why a lease can go on nowhere and never: it is ended. Any other error of adopt is of this moment or of this host, and ends nothing.

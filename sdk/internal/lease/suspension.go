@@ -68,7 +68,7 @@ func (l *Lease) enforce(ctx context.Context) *Stop {
 			l.Suspension.start()
 		}
 		if l.Suspension.since.IsZero() { // suspended by an earlier process
-			l.Suspension.startAt(suspendedSince(l.Suspension.Earlier, time.Now(), l.Deps.Timing.SuspendTimeout))
+			l.Suspension.startAt(leasestore.SuspendedSince(l.Suspension.Earlier, time.Now(), l.Deps.Timing.SuspendTimeout))
 		}
 		l.starve(why)
 		if time.Since(l.Suspension.since) >= l.Deps.Timing.SuspendTimeout {
@@ -135,19 +135,6 @@ func (s *suspension) startAt(since time.Time) {
 		return
 	}
 	s.timer.Reset(left)
-}
-
-// suspendedSince is when a suspension began that an earlier process wrote down as of then: its time goes on, so that a provider that starts
-// often keeps no GPU for who does not pay. A quarter of it is left whatever the clock says, since nobody could pay while no process was
-// there.
-func suspendedSince(then, now time.Time, timeout time.Duration) time.Time {
-	if then.IsZero() || then.After(now) {
-		return now
-	}
-	if latest := now.Add(-timeout * 3 / 4); then.Before(latest) {
-		return latest
-	}
-	return then
 }
 
 // suspend stops the meter and the renter's use of its devices. It waits for no

@@ -79,6 +79,15 @@ func (s Leases) Activate(ctx context.Context, row Row) error {
 	})
 }
 
+// Unplace has a lease be as before it was allocated: no node meters it, nor did.
+func (s Leases) Unplace(ctx context.Context, row *Row) error {
+	row.Allocation, row.MeterKey, row.Binding, row.State = "{}", "", "", wire.StateAllocating
+	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		return requireOwner(common.HexToHash(row.ID))(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, meter_key = ?, binding = ?, state = ? WHERE id = ? AND term = ?`),
+			row.Allocation, row.MeterKey, row.Binding, row.State, row.ID, row.Term))
+	})
+}
+
 // SetState has a lease in a state, for a reason. What was suspended before, for whatever reason, has been since then.
 func (s Leases) SetState(ctx context.Context, id common.Hash, term int64, state State, reason string, endedAt int64) error {
 	return s.db.Update(ctx, func(tx *sqlx.Tx) error {

@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/gpu"
@@ -129,4 +132,25 @@ func (r Row) Resume(last *metering.SignedRecord) (json.RawMessage, *metering.Rec
 		return nil, nil, nil, nil
 	}
 	return json.RawMessage(r.Meter), record, nil, nil
+}
+
+// Forgets reports a channel that is charged more than its lease's records say, with which they are charged in one step: some of them are forgotten.
+func Forgets(s channel.State, before uint256.Int, last *metering.SignedRecord) bool {
+	if last != nil {
+		before = last.Owed
+	}
+	return s.Spent.Gt(&before)
+}
+
+// SuspendedSince is when a suspension began that an earlier process wrote down as of then: its time goes on, so that a provider that starts
+// often keeps no GPU for who does not pay. A quarter of it is left whatever the clock says, since nobody could pay while no process was
+// there.
+func SuspendedSince(then, now time.Time, timeout time.Duration) time.Time {
+	if then.IsZero() || then.After(now) {
+		return now
+	}
+	if latest := now.Add(-timeout * 3 / 4); then.Before(latest) {
+		return latest
+	}
+	return then
 }

@@ -69,6 +69,17 @@ func (l Local) Place(ctx context.Context, req Request) (gpu.Allocation, common.A
 	return a, common.Address{}, err
 }
 
+// Fits refuses what an allocator gave that is not what was asked for. Of what a node gave remote.Nodes knows the class.
+func Fits(a gpu.Allocation, req gpu.Request) error {
+	if len(a.Devices) != req.GPUs {
+		return fmt.Errorf("allocator gave %d devices to lease %s, %d were asked for", len(a.Devices), req.LeaseID, req.GPUs)
+	}
+	if others := inventory.Without(a.Devices, req.Devices); req.Class != "" && a.Node == "" && len(others) > 0 {
+		return fmt.Errorf("allocator gave device %s to lease %s, which is not of class %s, and the lease pays for that", others[0], req.LeaseID, req.Class)
+	}
+	return nil
+}
+
 // RequestAccess is the access document of a lease that lasts for one request, and whose devices are given to nobody.
 const RequestAccess = `{"metered":true}`
 
