@@ -4,12 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -19,53 +21,98 @@ import (
 type forgetful struct {
 	*gpu.HostAllocator
 	mu       sync.Mutex
-	released []common.Hash
+	released []gpu.Allocation
+	before   func(gpu.Allocation) // it takes something back
 }
 
 func (f *forgetful) Adopt(context.Context, gpu.Allocation) error { return nil }
 
 func (f *forgetful) Release(ctx context.Context, a gpu.Allocation) error {
+	if f.before != nil {
+		f.before(a)
+	}
 	f.mu.Lock()
-	f.released = append(f.released, a.LeaseID)
+	f.released = append(f.released, a)
 	f.mu.Unlock()
 	return f.HostAllocator.Release(ctx, a)
 }
 
-// TestStrayTakesNothingFromWhoRuns: a lease that could not be begun, and is on disk all the same, is ended; what it was given and another lease has
-// stays with that one, which runs on.
-func TestStrayTakesNothingFromWhoRuns(t *testing.T) {
-	f := &forgetful{HostAllocator: hostGPUs(t, 2)}
-	r := newRig(t, generousCredit, func(c *Config) { c.Allocator, c.Commands.Timeout = f, 300*time.Millisecond })
-	lease := r.open(1, 300_000, "")
-	lease.record()
-	stray, err := r.provider.store.Leases.ByID(t.Context(), lease.lease.LeaseID.Hex())
-	if err != nil {
-		t.Fatal(err)
-	}
-	other := common.Hash{7}
-	a := gpu.Allocation{LeaseID: other, Devices: lease.lease.Devices}
-	stray.ID, stray.StartedAt, stray.State = other.Hex(), stray.StartedAt-1, wire.StateAllocating
-	stray.Channel = common.Hash{8}.Hex()
-	if err = stray.Allocate(&a); err == nil {
-		err = r.provider.store.Leases.Insert(t.Context(), stray)
+// stray leaves on disk a lease that could not be begun.
+func (t *tab) stray(id byte, devices ...string) {
+	t.Helper()
+	a := gpu.Allocation{LeaseID: common.Hash{id}, Devices: devices}
+	row := leasestore.Row{ID: a.LeaseID.Hex(), Channel: common.Hash{id, 1}.Hex(), Offer: t.row().Offer, GPUs: len(devices), OwedBefore: "0", State: wire.StateAllocating, StartedAt: int64(id)}
+	err := row.Allocate(&a)
+	if err == nil {
+		err = t.provider.store.Leases.Insert(t.Context(), row)
 	}
 	if err == nil {
-		err = r.provider.store.Leases.SetState(t.Context(), other, 0, leasestore.Active, "", 0)
+		err = t.provider.store.Leases.SetState(t.Context(), a.LeaseID, 0, leasestore.Active, "", 0)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it has ended", func() bool {
-		row, err := r.provider.store.Leases.ByID(t.Context(), other.Hex())
+}
+
+func (t *tab) ended(id byte) {
+	t.Helper()
+	eventually(t.T, "the stray has ended", func() bool {
+		row, err := t.provider.store.Leases.ByID(t.Context(), common.Hash{id}.Hex())
 		return err == nil && row.State == wire.StateEnded && row.Held == 0
 	})
+}
+
+// TestStrayTakesNothingFromWhoRuns: a lease that could not be begun, and is on disk all the same, is ended; what it was given and another lease has
+// stays with that one, which runs on, and the rest is taken back.
+func TestStrayTakesNothingFromWhoRuns(t *testing.T) {
+	f := &forgetful{HostAllocator: hostGPUs(t, 3)}
+	r := newRig(t, generousCredit, func(c *Config) {
+		c.Source, c.Allocator, c.Commands.Timeout = testclock.GPUs(3), f, 300*time.Millisecond
+	})
+	lease := r.open(1, 300_000, "")
+	lease.record()
+	has, other := lease.lease.Devices[0], "SIM-GPU-2"
+	lease.stray(7, has)
+	lease.stray(8, other, has)
+	lease.ended(7)
+	lease.ended(8)
 	f.mu.Lock()
-	if len(f.released) > 0 {
-		t.Errorf("the devices of %v were taken back", f.released)
+	if len(f.released) != 1 || f.released[0].LeaseID != (common.Hash{8}) || !slices.Equal(f.released[0].Devices, []string{other}) {
+		t.Errorf("the devices of %v were taken back, lease %s runs on %s", f.released, lease.lease.LeaseID, has)
 	}
 	f.mu.Unlock()
 	lease.record()
 	lease.pay(owedIn(lease.release()))
+}
+
+// TestStrayTakesNothingFromWhoBegins: a lease that begins while strays are ended, and something of an earlier one is slow, keeps what it was given.
+func TestStrayTakesNothingFromWhoBegins(t *testing.T) {
+	slow, begun, once := make(chan struct{}), make(chan struct{}), sync.Once{}
+	f := &forgetful{HostAllocator: hostGPUs(t, 3), before: func(a gpu.Allocation) {
+		if a.LeaseID == (common.Hash{7}) {
+			once.Do(func() { close(slow) })
+			<-begun
+		}
+	}}
+	r := newRig(t, generousCredit, func(c *Config) { c.Source, c.Allocator, c.Commands.Timeout = testclock.GPUs(3), f, time.Second })
+	first := r.open(1, 300_000, "")
+	first.record()
+	first.stray(7, "SIM-GPU-2")
+	first.stray(8, "SIM-GPU-0", "SIM-GPU-1") // of which the first has one
+	<-slow
+	lease := r.open(2, 300_000, "")
+	lease.record()
+	close(begun)
+	first.ended(7)
+	first.ended(8)
+	f.mu.Lock()
+	for _, a := range f.released {
+		if !slices.Equal(a.Devices, []string{"SIM-GPU-2"}) {
+			t.Errorf("devices %v were taken back, and leases run on %v and %v", a.Devices, first.lease.Devices, lease.lease.Devices)
+		}
+	}
+	f.mu.Unlock()
+	lease.record()
 }
 
 // slowHands take a while to take devices back, and count the calls, and how many of them there are for one lease at once.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -170,10 +169,9 @@ func (h *Manager) TakeBackHeld() {
 // resolveStrays resolves the leases that have devices and do not run, but what nodes still have of ended ones.
 func (h *Manager) resolveStrays(ctx context.Context) error {
 	rows, err := h.Store.Leases.Unfinished(ctx)
-	run := slices.DeleteFunc(slices.Clone(rows), func(row leasestore.Row) bool { return h.Runs(row) == nil })
 	for _, row := range rows {
 		if unlock, free := h.Busy.TryLock(common.HexToHash(row.ID)); free { // otherwise it begins
-			if failed := h.resolveStray(ctx, row.ID, run); !errors.Is(failed, ErrHeld) { // which is logged
+			if failed := h.resolveStray(ctx, row.ID); !errors.Is(failed, ErrHeld) { // which is logged
 				err = errors.Join(err, failed)
 			}
 			unlock()
@@ -182,14 +180,20 @@ func (h *Manager) resolveStrays(ctx context.Context) error {
 	return err
 }
 
-// resolveStray looks at a lease anew: it may have begun, or ended, since it was listed. What a lease has that runs stays with that one.
-func (h *Manager) resolveStray(ctx context.Context, id string, run []leasestore.Row) error {
+// resolveStray looks at a lease anew: it may have begun, or ended, since it was listed. What a lease has that runs by now stays with that one.
+func (h *Manager) resolveStray(ctx context.Context, id string) error {
 	row, err := h.Store.Leases.ByID(ctx, id)
 	ended := row.State == wire.StateEnded
 	if err != nil || h.Runs(row) != nil || ended && (row.AtNode() || row.Held == 0) {
 		return err
 	}
-	where := placement.Locate(ctx, h.Deps.Placer, row, run)
+	var where error
+	for _, other := range h.All() {
+		where = cmp.Or(where, row.Spare(other.Allocation))
+	}
+	if where == nil {
+		where = placement.Locate(ctx, h.Deps.Placer, row, nil)
+	}
 	if _, undone := h.undone.Load(row.ID); undone {
 		return h.undo(ctx, row, where)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/metering/usage"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
+	"github.com/gpupay/gpupay/sdk/internal/inventory"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -88,6 +89,18 @@ func LetAgain(a gpu.Allocation, later []Row) bool {
 		b, err := row.Allocated()
 		return err == nil && slices.ContainsFunc(a.Devices, func(device string) bool { return slices.Contains(b.Devices, device) })
 	})
+}
+
+// Spare takes out of a row the devices that another lease has. It is inventory.ErrTaken where none would be left.
+func (r *Row) Spare(other gpu.Allocation) error {
+	a, err := r.Allocated()
+	if err != nil || a.Node != "" || a.Shared || len(a.Devices) == 0 {
+		return err
+	}
+	if a.Devices = inventory.Without(a.Devices, other.Devices); len(a.Devices) == 0 {
+		return inventory.ErrTaken
+	}
+	return r.Allocate(&a)
 }
 
 // SigningKey is the address of the key that signs a lease's records.
