@@ -51,7 +51,8 @@ func TestStreamsAreJudgedByTheirStructure(t *testing.T) {
 		{"failed", sse, "data: {\"error\":\ndata: {\"message\":\"m\"}}\n\n"},
 		{"failed", sse, `data: {"error":{"message":"` + long + `"}}` + "\n\n"},
 		{"failed", sse, `data: ` + `{ "error" : { "message":"` + long + `"}}` + "\n\ndata: [DONE]\n\n"},
-		{"failed", ndjson, `{"response":"a","done":false}` + "\n" + `{"error":"m"}` + "\n"}, // ollama
+		{"failed", sse, `data: {"error":{"message":"m","body":{` + strings.Repeat(`"key":0,`, maxEvent/8) + `"key":0}}}` + "\n\ndata: [DONE]\n\n"}, // of which too much would be kept
+		{"failed", ndjson, `{"response":"a","done":false}` + "\n" + `{"error":"m"}` + "\n"},                                                        // ollama
 		{"failed", ndjson, `{"error":"m"}`},
 		{"failed", "application/json", "{\n  \"error\": {\n \"message\": \"m\"}\n}"},
 		// what is none
