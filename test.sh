@@ -88,21 +88,23 @@ background() {
 queue() {
 	local each begun
 	set +e
-	renice -n "$1" "$BASHPID" >/dev/null
+	(($1 == 0)) || renice -n "$1" "$BASHPID" >/dev/null
 	for each in "${@:2}"; do
 		begun=$SECONDS
 		mkdir "$work/$each"
-		(work=$work/$each log=$work/$each/log; set -e; "$each") >"$work/$each/log" 2>&1
+		(work=$work/$each; log=$work/log; set -e; "$each") >"$work/$each/log" 2>&1
 		echo "$? $((SECONDS - begun))" >"$work/$each/ended"
 	done
 }
 
 joined() {
-	local status took
+	local status took each
 	until [[ -s $work/$1/ended ]]; do sleep 0.1; done
 	read -r status took <"$work/$1/ended"
 	cat "$work/$1/log"
-	[[ ! -f $work/$1/counts ]] || cp "$work/$1/counts" "$work"
+	for each in counts again; do
+		[[ ! -f $work/$1/$each ]] || mv "$work/$1/$each" "$work"
+	done
 	say "$(cat "$work/$1/summary" 2>/dev/null || true) ($took s beside others)"
 	return "$status"
 }
@@ -269,6 +271,9 @@ racing() {
 	local longest="./sdk/provider ./sdk/renter ./sdk/settle ./sdk/sidecar ./sdk/x402/x402client"
 	GOGC=200 suite "$longest $(go list ./... | grep -vE "$apart")" -race "${unsearched[@]}" -skip "$tables"
 }
+
+# tabled runs the tables, whose cases wait one after the other.
+tabled() { suite "./sdk/renter ./sdk/provider ./sdk/proxy" -run "$tables"; }
 
 # again runs up to three tests that failed, one after the other, with the machine to themselves: a test of real programs and
 # real clocks can starve on two cores, and a fault is there alone too. What they printed is shown either way. A data race, a
@@ -456,11 +461,12 @@ if [[ $mode == quick ]]; then
 else
 	step "go test -race" racing
 	background 5 model certificates
-	step "go test, tables" suite "./sdk/renter ./sdk/provider ./sdk/proxy" -run "$tables"
+	background 0 tabled
 	step "go test, apart" suite "$(go list ./... | grep -E "$apart")"
 	step "benchmarks" benchmarks -race "${unsearched[@]}"
 	step "quickstart" quickstart
 fi
+[[ $mode == quick ]] || step "go test, tables" joined tabled
 step "vet and staticcheck" joined lint
 step "model" joined model
 step "certificates" joined certificates
