@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"math/big"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -13,8 +12,6 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/holiman/uint256"
-
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/proxying"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -26,15 +23,7 @@ import (
 // the provider was paid for the time in which answers ran and not more, everything else is back, and the books say the same.
 func TestKilledProxy(t *testing.T) {
 	w := newWorld(t)
-	const funds = 100_000_000
-	private, err := crypto.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	payer := crypto.PubkeyToAddress(private.PublicKey)
-	if err := w.Fund(t.Context(), payer, big.NewInt(1e18), *uint256.NewInt(funds)); err != nil {
-		t.Fatal(err)
-	}
+	private, payer := w.payer(t)
 	provider, _ := w.serveTale(t, 2, -1)
 	list, _ := json.Marshal([]map[string]any{{"url": provider, "model": "m", "prefill": true}})
 	w.write(t, "providers.json", list)

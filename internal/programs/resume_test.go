@@ -3,6 +3,7 @@ package programs
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -73,6 +74,23 @@ func (w *world) serveTale(t *testing.T, key, words int) (url string, p *program)
 	return "http://" + listen, p
 }
 
+// funds is what a payer has, in base units.
+const funds = 100_000_000
+
+// payer is an account with funds, and coin.
+func (w *world) payer(t *testing.T) (*ecdsa.PrivateKey, common.Address) {
+	t.Helper()
+	private, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := crypto.PubkeyToAddress(private.PublicKey)
+	if err := w.Fund(t.Context(), address, big.NewInt(1e18), *uint256.NewInt(funds)); err != nil {
+		t.Fatal(err)
+	}
+	return private, address
+}
+
 func (w *world) balance(t *testing.T, of common.Address) uint64 {
 	t.Helper()
 	token, err := chain.NewToken(t.Context(), w.Backend, w.Token)
@@ -90,15 +108,7 @@ func (w *world) balance(t *testing.T, of common.Address) uint64 {
 // the provider that went on, once; who was killed is paid nothing, and what was set aside there comes back.
 func TestKilledBetweenTwoTokens(t *testing.T) {
 	w := newWorld(t)
-	const funds = 100_000_000
-	private, err := crypto.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	payer := crypto.PubkeyToAddress(private.PublicKey)
-	if err := w.Fund(t.Context(), payer, big.NewInt(1e18), *uint256.NewInt(funds)); err != nil {
-		t.Fatal(err)
-	}
+	private, payer := w.payer(t)
 	first, killed := w.serveTale(t, 2, 4)
 	second, _ := w.serveTale(t, 3, -1)
 	list, _ := json.Marshal([]map[string]any{{"url": first, "model": "m", "prefill": true}, {"url": second, "model": "m", "prefill": true}})

@@ -16,9 +16,16 @@ var ErrDecimals = errors.New("decimals are not in this database")
 // SetDecimals says how many decimals the entries' tokens have, whatever is known of them.
 func (b *Books) SetDecimals(n uint8) {
 	for _, e := range b.Entries {
-		if e.Token != (common.Address{}) {
-			b.Decimals[e.Token] = n
-		}
+		b.setDecimals(e.Token, n)
+	}
+}
+
+func (b *Books) setDecimals(token common.Address, n uint8) {
+	if b.Decimals == nil {
+		b.Decimals = make(map[common.Address]uint8)
+	}
+	if token != (common.Address{}) {
+		b.Decimals[token] = n
 	}
 }
 
@@ -42,7 +49,7 @@ func (b *Books) FindDecimals(ctx context.Context, rpc string) error {
 		if err != nil {
 			return err
 		}
-		b.Decimals[e.Token] = token.Decimals
+		b.setDecimals(e.Token, token.Decimals)
 	}
 	return nil
 }
