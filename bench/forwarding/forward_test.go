@@ -125,7 +125,7 @@ func TestNothingIsLeft(t *testing.T) {
 
 // settled is what there is when idle connections are closed.
 func settled(w way) (goroutines, files int) {
-	w.client.CloseIdleConnections()
+	w.idle()
 	time.Sleep(300 * time.Millisecond)
 	open, _ := os.ReadDir("/proc/self/fd")
 	return runtime.NumGoroutine(), len(open)

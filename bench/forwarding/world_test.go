@@ -65,6 +65,7 @@ func engine(w http.ResponseWriter, r *http.Request) {
 type way struct {
 	name, url, token string
 	client           *http.Client
+	idle             func() // closes the connections that client, and a proxy behind it, keep for the next request
 }
 
 // ways are a ReverseProxy, and a sidecar whose renter need not pay while it is measured.
@@ -81,10 +82,14 @@ func ways(tb testing.TB) []way {
 		tb.Cleanup(t.CloseIdleConnections)
 		return t
 	}
-	plain := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, FlushInterval: -1, Transport: transport()})
+	behind, toPlain, toPaid := transport(), transport(), transport()
+	plain := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, FlushInterval: -1, Transport: behind})
 	tb.Cleanup(plain.Close)
 	site, token := paid(tb, server.URL)
-	return []way{{"ReverseProxy", plain.URL, "none", &http.Client{Transport: transport()}}, {"sidecar", site, token, &http.Client{Transport: transport()}}}
+	return []way{
+		{"ReverseProxy", plain.URL, "none", &http.Client{Transport: toPlain}, func() { toPlain.CloseIdleConnections(); behind.CloseIdleConnections() }},
+		{"sidecar", site, token, &http.Client{Transport: toPaid}, toPaid.CloseIdleConnections},
+	}
 }
 
 // paid is a sidecar, and the token of a lease with a credit of an hour.
