@@ -351,6 +351,9 @@ func TestOneGPUInASessionAndOverX402(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- session.Run(ctx) }()
+	for end := time.Now().Add(10 * time.Second); len(r.Wallet().Billed.Spans(session.Terms().Payee, session.ID())) == 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
 	for range 3 { // refused, or paid before the session's records of that time came: then those are refused
 		if _, err = n.rental.Tick(t.Context()); err != nil {
 			break
