@@ -1,6 +1,8 @@
 package lease
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -210,5 +212,27 @@ func TestSuspensionsTimeGoesOn(t *testing.T) {
 		if got := time.Minute - now.Sub(leasestore.SuspendedSince(then, now, time.Minute)); got != left {
 			t.Errorf("suspended at %s it has %s at %s, want %s", then, got, now, left)
 		}
+	}
+}
+
+// TestLeaseThatDoesNotRunTakesNoCredit: one that cannot be taken up, however often that is tried, leaves its payer's others the whole of their credit.
+func TestLeaseThatDoesNotRunTakesNoCredit(t *testing.T) {
+	f := &payersLeases{T: t, accounts: payercredit.New(uint256.Int{})}
+	runs := f.lease(8_000, 1)
+	refused := errors.New("the database does not answer")
+	h := &Manager{
+		Owing: func(context.Context, common.Address) ([]channel.State, error) { return nil, nil },
+		Share: func(context.Context, common.Hash) (*uint256.Int, error) { return nil, refused },
+	}
+	h.Live(t.Context())
+	for range 3 {
+		l := f.lease(8_000, 4)
+		l.Balance.Leave()
+		if err := h.launch(l, leasestore.Active, channel.State{}, nil); !errors.Is(err, refused) {
+			t.Fatal(err)
+		}
+	}
+	if debt, ahead := runs.Balance.account.Others(&runs.Balance); !debt.IsZero() || !ahead.IsZero() {
+		t.Errorf("leases that do not run owe %s, and %s soon", debt.Dec(), ahead.Dec())
 	}
 }

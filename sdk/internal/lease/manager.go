@@ -159,10 +159,8 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	err = h.launch(l, leasestore.Active, s, nil)
 	switch {
 	case errors.Is(err, gpu.ErrNoCapacity), err != nil && a.Node != "":
-		l.Balance.Leave()
 		return nil, errors.Join(err, h.undo(later, row, nil))
 	case errors.Is(err, ErrMetered): // and not given back: that would take it from who has it
-		l.Balance.Leave()
 		return nil, errors.Join(err, h.Store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
 	}
 	if err != nil || l.opened == nil {
@@ -281,6 +279,17 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		}
 		l.Balance.join(owing)
 	}
+	if err := h.admit(l); err != nil {
+		l.Balance.Leave() // it will not run, and takes none of the credit of its payer's others
+		return err
+	}
+	l.run(h.Lifetime(), h.Done)
+	h.Deps.Log.Info("lease started", "lease", l.ID, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.Allocation.Devices, "state", string(state))
+	return nil
+}
+
+// admit takes a lease among those that run here, its slots and its share of its payer's credit, or leaves nothing of it.
+func (h *Manager) admit(l *Lease) error {
 	if h.Share != nil {
 		share, err := h.Share(h.Lifetime(), l.ID)
 		if err != nil {
@@ -300,8 +309,6 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		h.Done()
 		return err
 	}
-	l.run(h.Lifetime(), h.Done)
-	h.Deps.Log.Info("lease started", "lease", l.ID, "channel", s.ID, "payer", s.Terms.Payer, "devices", l.Allocation.Devices, "state", string(state))
 	return nil
 }
 
