@@ -14,7 +14,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
-modules=(. internal/model internal/authority bench) # ./... leaves out the modules within the SDK's
+modules=(. internal/model internal/authority internal/clients bench) # ./... leaves out the modules within the SDK's
 . ./cgo.env
 exec </dev/null
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false" # a checkout of another user has no version to stamp
@@ -331,6 +331,12 @@ certificates() {
 	gotest ./...
 }
 
+# clients has those that OpenAI, Vercel and ollama publish use what is rented.
+clients() {
+	cd internal/clients
+	suite ./...
+}
+
 # benchmarks asks whether what measures finds who drops payments, and whether each benchmark works.
 benchmarks() {
 	cd bench
@@ -455,12 +461,12 @@ step "forge test, gas" forgetest
 step "bindings are current" generated
 step "forge test, deployed" forktest
 if [[ $mode == quick ]]; then
-	background 5 model certificates
+	background 5 model certificates clients
 	step "go test" suite "./sdk/provider ./sdk/renter ./..."
 	step "benchmarks" benchmarks
 else
 	step "go test -race" racing
-	background 5 model certificates
+	background 5 model certificates clients
 	background 0 tabled
 	step "go test, apart" suite "$(go list ./... | grep -E "$apart")"
 	step "benchmarks" benchmarks -race "${unsearched[@]}"
@@ -470,6 +476,7 @@ fi
 step "vet and staticcheck" joined lint
 step "model" joined model
 step "certificates" joined certificates
+step "published clients" joined clients
 if [[ $mode == long ]]; then
 	step "model, long" longmodel
 	step "vouchers to both" vouchers
