@@ -135,6 +135,7 @@ var layout = []struct{ pkg, may string }{
 	{"metering/internal/rig", "internal/eip712 metering metering/usage"}, // of tests
 	{"bindings/batchsettlement/standin", ""},
 	{"bindings/testtoken", ""},
+	{"internal/browser", ""},
 	{"internal/chaintest", "bindings/batchsettlement/standin bindings/testtoken channel sdk/chain"},
 	{"sdk/internal/rig", "channel channel/store internal/chaintest metering metering/sim metering/usage sdk/chain sdk/internal/outcome sdk/node/nodekeys sdk/wire sdk/x402"}, // of tests
 	{"sdk/internal/rig/ticketscheme", "channel channel/store sdk/chain sdk/internal/keyed sdk/internal/lease sdk/internal/leasestore " +

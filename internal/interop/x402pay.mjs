@@ -1,5 +1,5 @@
 // Stock clients of x402 that pay as the Go test tells them: a command a line comes in, answers a line go out, each with the
-// command's number. Commands run side by side. What a client keeps, signs, believes and asks again is the packages' own.
+// command's number, here or in a browser's page (x402page.html). Commands run side by side. What a client keeps, signs, believes and asks again is the packages' own.
 //
 //   client {name, rpc?, key, salt?, spend?}      a client with empty storage; without rpc it cannot read the chain
 //   pay {name, url, method?, body?, stream?, times?, key?}    one paid call, or several at once, an answer for each
@@ -11,7 +11,6 @@ import { BatchSettlementEvmScheme, InMemoryClientChannelStorage } from "@x402/ev
 import { wrapFetchWithPayment } from "@x402/fetch";
 import { createPublicClient, http } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
-import { createInterface } from "node:readline";
 
 const clients = new Map();
 
@@ -74,8 +73,8 @@ async function refund({ name, url, amount }) {
   }
 }
 
-async function run({ id, op, ...command }) {
-  const say = (answer) => console.log(JSON.stringify({ id, ...answer }));
+export async function run({ id, op, ...command }, tell = console.log) {
+  const say = (answer) => tell(JSON.stringify({ id, ...answer }));
   const once = { client: () => open(command), pay: () => pay(say, command), refund: () => refund(command) }[op];
   await Promise.all(Array.from({ length: command.times ?? 1 }, async () => {
     try {
@@ -86,4 +85,7 @@ async function run({ id, op, ...command }) {
   }));
 }
 
-createInterface({ input: process.stdin }).on("line", (line) => run(JSON.parse(line)));
+if (globalThis.process) {
+  const { createInterface } = await import("node:readline");
+  createInterface({ input: process.stdin }).on("line", (line) => run(JSON.parse(line)));
+}

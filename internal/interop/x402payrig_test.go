@@ -24,6 +24,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/browser"
 	"github.com/gpupay/gpupay/internal/chaintest"
 	"github.com/gpupay/gpupay/internal/testclock"
 	"github.com/gpupay/gpupay/sdk/chain"
@@ -85,6 +86,37 @@ func newStock(t *testing.T) *stock {
 	return s
 }
 
+// inBrowser is newStock in a page of headless Chromium: a script of another origin than what it pays for.
+func inBrowser(t *testing.T) *stock {
+	t.Helper()
+	bundle := filepath.Join(t.TempDir(), "x402pay.js")
+	if out, err := exec.Command("../../node_modules/.bin/esbuild", "x402pay.mjs", "--bundle", "--format=esm", "--external:node:readline", "--outfile="+bundle).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	out, in := io.Pipe()
+	s := &stock{in: in, answers: make(map[int]chan json.RawMessage)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, "x402page.html") })
+	mux.HandleFunc("GET /x402pay.js", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, bundle) })
+	mux.HandleFunc("GET /commands", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			_, _ = fmt.Fprintf(w, "data: %s\n\n", lines.Text())
+			_ = http.NewResponseController(w).Flush()
+		}
+	})
+	mux.HandleFunc("POST /answers", func(_ http.ResponseWriter, r *http.Request) {
+		if err := s.read(r.Body); err != nil {
+			t.Error(err)
+		}
+	})
+	page := httptest.NewServer(mux)
+	t.Cleanup(func() { _ = in.Close(); page.CloseClientConnections(); page.Close() })
+	browser.Open(t, page.URL)
+	return s
+}
+
+// read takes answers, and returns when there are no more.
 func (s *stock) read(out io.Reader) error {
 	lines := bufio.NewReader(out)
 	for {

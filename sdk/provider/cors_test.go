@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gpupay/gpupay/internal/browser"
 	"github.com/gpupay/gpupay/sdk/internal/cors"
 	"github.com/gpupay/gpupay/sdk/wire"
 	"github.com/gpupay/gpupay/sdk/x402"
@@ -99,15 +99,6 @@ const scriptPage = `<!doctype html><title>runs</title><script>(async () => {
 // TestBrowserPays: a script in a real browser, of another origin, reads the offer,
 // pays, and reads its receipt. It needs Chromium.
 func TestBrowserPays(t *testing.T) {
-	var browser string
-	for _, name := range []string{"chromium", "chromium-headless-shell", "google-chrome"} {
-		if path, err := exec.LookPath(name); err == nil && browser == "" {
-			browser = path
-		}
-	}
-	if browser == "" {
-		t.Skip("no Chromium is here: Debian's package chromium has it")
-	}
 	r := newPayRig(t)
 	b := r.buyer("/tick")
 	header := headerOf(t, b.depositing(b.next(), 50_000)).Get(x402.HeaderSignature)
@@ -127,12 +118,7 @@ func TestBrowserPays(t *testing.T) {
 	})
 	site := httptest.NewServer(mux)
 	defer site.Close()
-	cmd := exec.CommandContext(t.Context(), browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-		"--user-data-dir="+t.TempDir(), "--remote-debugging-port=0", site.URL+"/")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	browser.Open(t, site.URL+"/")
 	select {
 	case text := <-done:
 		var saw struct {
