@@ -128,6 +128,7 @@ var layout = []struct{ pkg, may string }{
 	{"sdk/pool", "channel internal/exactjson internal/redact internal/u256 metering metering/slots sdk/budget sdk/chain sdk/internal/boundlog sdk/renter sdk/route sdk/units sdk/wallet sdk/wire"},
 	{"sdk/internal/continuation", ""},
 	{"sdk/proxy", "internal/redact sdk/budget sdk/internal/continuation sdk/internal/serve sdk/internal/upstream sdk/pool sdk/route sdk/units sdk/wallet sdk/wire"},
+	{"sdk/fund", "sdk/internal/serve sdk/units"},
 	{"sdk/doctor", "channel/store internal/redact metering sdk/chain sdk/internal/admit sdk/internal/database sdk/internal/leasestore sdk/internal/peer " +
 		"sdk/internal/reach sdk/internal/upstream sdk/sweep sdk/units sdk/wire"},
 	{"sdk/ledger", "bindings bindings/batchsettlement channel channel/store internal/u256 metering sdk/chain sdk/internal/database sdk/internal/leasestore sdk/internal/rows sdk/units sdk/wallet"},

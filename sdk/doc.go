@@ -16,6 +16,7 @@
 //	limit, units      rate limits; amounts and prices
 //	service           an HTTP server that ends well
 //	acme              its certificate for a domain
+//	fund              how a person fills a wallet of this machine
 //	route             which endpoint answers a request for the least money, waiting included
 //
 // Payment channels are package channel, GPU time is package metering. The example is a provider and a renter in one program;

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,10 +65,15 @@ func (p *Proxying) Run(ctx context.Context, public, admin net.Listener) error {
 	if err != nil {
 		return errors.Join(p.plain(err), public.Close(), closed(admin))
 	}
-	p.greet(ctx, o, public)
+	purse, err := p.purse(ctx, o)
+	if err != nil {
+		return errors.Join(p.plain(err), o.close(), public.Close(), closed(admin))
+	}
+	p.greet(ctx, o, purse, public, admin)
 	err = service.Serve(ctx, service.Service{
 		Handler: o.server, Metrics: o.server.Metrics(), Health: o.server.StatusHandler(),
-		Run: func(ctx context.Context) error { return p.follow(ctx, o) }, Stop: func(context.Context) error { return p.sayStopping(o) },
+		Pages: map[string]http.Handler{"GET " + walletPage: o.server.Guard(http.StripPrefix(strings.TrimSuffix(walletPage, "/"), purse.Handler()))},
+		Run:   func(ctx context.Context) error { return p.follow(ctx, o) }, Stop: func(context.Context) error { return p.sayStopping(o) },
 	}, public, admin)
 	return p.plain(errors.Join(err, o.close()))
 }

@@ -395,7 +395,8 @@ func TestStoppingSaysWhatItWaitsFor(t *testing.T) {
 	}
 }
 
-// TestWhereToSend: who has to fill the wallet is told which token and which chain: what is sent on another one is lost.
+// TestWhereToSend: who has to fill the wallet is told which token and which chain: what is sent on another one is lost. A phone reads it from a
+// QR code, and the wallet of a browser is asked by a page of this machine, which answers under no name that somebody else's page has led here.
 func TestWhereToSend(t *testing.T) {
 	t.Parallel()
 	anvil := chaintest.Anvil(t)
@@ -404,14 +405,34 @@ func TestWhereToSend(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := &house{T: t, chain: &devchain.Chain{URL: anvil.URL, Token: anvil.Token}, dir: filepath.Join(t.TempDir(), "proxy"), list: list}
-	_, _, stop := h.serve(h.proxying())
+	_, admin, stop := h.serve(h.proxying())
 	for end := time.Now().Add(time.Minute); !strings.Contains(h.screen.text(), "OPENAI_BASE_URL") && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
+	}
+	page := func(path, host string) (int, string) {
+		r, _ := http.NewRequest(http.MethodGet, "http://"+admin+path, nil)
+		r.Host = host
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(text)
+	}
+	for path, want := range map[string]string{"/wallet/": anvil.Token.Hex(), "/wallet/page.js": "eip6963", "/wallet/state": `"balance":"0.00"`} {
+		status, text := page(path, admin)
+		if found := proxying.Hidden.FindAllString(text, -1); status != http.StatusOK || !strings.Contains(text, want) || len(found) > 0 {
+			t.Errorf("%s: %d, %q is said: %s", path, status, found, text)
+		}
+		if status, _ := page(path, "rebound.example.org"); status != http.StatusForbidden {
+			t.Errorf("%s under another name: %d", path, status)
+		}
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	if said := h.screen.text(); !strings.Contains(said, "the token "+anvil.Token.Hex()+" on chain 31337") {
+	if said := h.screen.text(); !strings.Contains(said, "the token "+anvil.Token.Hex()+" on chain 31337") || !strings.Contains(said, "http://"+admin+"/wallet/") || !strings.Contains(said, "▀") {
 		t.Errorf("it says %s", said)
 	}
 }

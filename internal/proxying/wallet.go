@@ -16,6 +16,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/internal/devchain"
+	"github.com/gpupay/gpupay/sdk/fund"
 	"github.com/gpupay/gpupay/sdk/units"
 )
 
@@ -67,22 +68,37 @@ func writeSynced(path string, text []byte) error {
 // gift is what a wallet on a chain for tests gets, in base units: 20 dollars of no worth.
 const gift = 20_000_000
 
-// greet says what a person needs to know.
-func (p *Proxying) greet(ctx context.Context, o *opened, public net.Listener) {
+// walletPage is where the operator's listener has the page on which a person fills the wallet.
+const walletPage = "/wallet/"
+
+// purse is the wallet as a person fills it.
+func (p *Proxying) purse(ctx context.Context, o *opened) (fund.Wallet, error) {
 	token := o.client.Token()
-	has, err := token.Balance(ctx, p.Key.Address())
-	chain, unread := o.client.Wallet().Backend.ChainID(ctx)
-	err = errors.Join(err, unread)
+	id, err := o.client.Wallet().Backend.ChainID(ctx)
+	return fund.Wallet{
+		Address: p.Key.Address(), ChainID: id, Token: token.Address, Symbol: token.Symbol, Decimals: token.Decimals,
+		Balance: func(ctx context.Context) (uint256.Int, error) { return token.Balance(ctx, p.Key.Address()) },
+	}, err
+}
+
+// greet says what a person needs to know.
+func (p *Proxying) greet(ctx context.Context, o *opened, purse fund.Wallet, public, admin net.Listener) {
+	token := o.client.Token()
+	has, err := purse.Balance(ctx)
 	if err == nil && has.IsZero() && devchain.Gives(ctx, p.Client.RPC, token.Address, p.Key.Address(), *uint256.NewInt(gift)) == nil {
 		fmt.Fprintln(p.Out, "This is a chain for tests: the wallet was given dollars that are worth nothing.")
-		has, err = token.Balance(ctx, p.Key.Address())
+		has, err = purse.Balance(ctx)
 	}
 	switch {
 	case err != nil:
 		fmt.Fprintln(p.Out, "What is in the wallet is not known now.")
 	case has.IsZero():
 		fmt.Fprintf(p.Out, "The wallet is empty: send %s to %s. Send the token %s on chain %s and nothing else, and on no other chain: it could not be got back. Requests are answered some seconds after it is there.\n",
-			token.Symbol, p.Key.Address(), token.Address, chain)
+			token.Symbol, p.Key.Address(), token.Address, purse.ChainID)
+		_ = purse.WriteCode(p.Out)
+		if admin != nil {
+			fmt.Fprintf(p.Out, "From a wallet in your browser you can send it at http://%s%s\n", admin.Addr(), walletPage)
+		}
 	default:
 		fmt.Fprintf(p.Out, "In the wallet: $%s\n", units.Format(has, token.Decimals))
 	}

@@ -104,7 +104,7 @@ func (s *Server) provider(row route.Row) ProviderStatus {
 // StatusHandler answers with Status, for who runs the Server: give it an address of its own. With "money" in the query it says where the
 // money is, for which it asks the chain.
 func (s *Server) StatusHandler() http.Handler {
-	return s.guarded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return s.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		st, err := s.Status()
 		if err != nil {
 			s.config.Log.Error("the proxy does not know what it is at", "err", err)
@@ -130,10 +130,11 @@ func (s *Server) Metrics() http.Handler {
 			}
 			return s.stats.dollars(left)
 		}))
-	return s.guarded(promhttp.HandlerFor(all, promhttp.HandlerOpts{}))
+	return s.Guard(promhttp.HandlerFor(all, promhttp.HandlerOpts{}))
 }
 
-func (s *Server) guarded(h http.Handler) http.Handler {
+// Guard has a handler for who runs the Server refuse what a web page may have sent: asked by a name that leads here, or by a script of its own.
+func (s *Server) Guard(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if e := s.guard(r); e != nil {
 			e.write(w)

@@ -18,7 +18,9 @@ const StopTimeout = time.Minute
 type Service struct {
 	Handler         http.Handler // of renters, gateways or payees
 	TLS             *tls.Config  // plain HTTP if nil
-	Metrics, Health http.Handler // for the operator; there is none of what is nil
+	Metrics, Health http.Handler // for the operator, at /metrics and /healthz; there is none of what is nil
+
+	Pages map[string]http.Handler // more for the operator, by path, as http.ServeMux takes it; may be nil
 
 	// Run works beside the requests until its context ends, and Serve ends with it. Its context is no child of Serve's: what
 	// is served when an interrupt comes is still settled. Nothing runs if it is nil.
@@ -88,6 +90,9 @@ func operatorServer(s Service) *http.Server {
 	}
 	if s.Health != nil {
 		mux.Handle("GET /healthz", s.Health)
+	}
+	for path, page := range s.Pages {
+		mux.Handle(path, page)
 	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 }
