@@ -8,10 +8,13 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,7 +68,8 @@ func endpoint(tb testing.TB, at stand) string {
 	return ""
 }
 
-// proxied are a local proxy before providers that are processes of their own, and those providers asked in turn without it.
+// proxied are providers that are processes of their own, asked in turn: without anything between, through a ReverseProxy, which is what a
+// hop alone costs, and through a local proxy.
 func proxied(tb testing.TB, endpoints int) []way {
 	tb.Helper()
 	local := chain(tb, endpoints)
@@ -99,7 +103,15 @@ func proxied(tb testing.TB, endpoints int) []way {
 		_, err := burst(w, 64, whole)
 		must(tb, err)
 	}
-	return []way{opened(tb, "sidecars", func() {}, doors...), w}
+	behind, turn := transport(tb), new(atomic.Uint64)
+	hop := httptest.NewServer(&httputil.ReverseProxy{FlushInterval: -1, Transport: behind, Rewrite: func(r *httputil.ProxyRequest) {
+		at := doors[turn.Add(1)%uint64(len(doors))]
+		to, _ := url.Parse(at.url)
+		r.SetURL(to)
+		r.Out.Header.Set("Authorization", "Bearer "+at.token)
+	}})
+	tb.Cleanup(hop.Close)
+	return []way{opened(tb, "sidecars", func() {}, doors...), opened(tb, "ReverseProxy", behind.CloseIdleConnections, door{hop.URL, "any"}), w}
 }
 
 // held is at how many providers a pool has money.
@@ -111,7 +123,7 @@ func held(tb testing.TB, p *pool.Pool) int {
 
 // TestProxyLeavesNothing is TestNothingIsLeft of a local proxy before two sidecars. It keeps connections for the next request, of which there may
 // be as many as run at once.
-func TestProxyLeavesNothing(t *testing.T) { nothingLeft(t, proxied(t, 2)[1], 600, 2*64) }
+func TestProxyLeavesNothing(t *testing.T) { nothingLeft(t, proxied(t, 2)[2], 600, 2*64) }
 
 // BenchmarkProxyFirstByte is BenchmarkFirstByte of a local proxy before 20 sidecars, beside those sidecars alone.
 func BenchmarkProxyFirstByte(b *testing.B) {
