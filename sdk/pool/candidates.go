@@ -164,8 +164,17 @@ func check(list []Candidate) error {
 	return nil
 }
 
-// base is a provider's URL as its rentals have it.
-func base(url string) string { return strings.TrimRight(url, "/") }
+// base is a provider's URL as its rentals have it, however its scheme, host and port are spelled: one provider has one deposit.
+func base(address string) string {
+	address = strings.TrimRight(address, "/")
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.User != nil {
+		return address
+	}
+	host, rest := strings.ToLower(u.Host), address[len(u.Scheme)+len("://")+len(u.Host):]
+	host = strings.TrimSuffix(host, map[string]string{"http": ":80", "https": ":443"}[u.Scheme])
+	return u.Scheme + "://" + host + rest
+}
 
 // ErrEndpoint says that no signed offer of an endpoint stands, or that it takes no requests now. Nothing was reserved.
 var ErrEndpoint = errors.New("endpoint takes no requests now")

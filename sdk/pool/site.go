@@ -220,7 +220,7 @@ func (s *site) abandon() {
 			s.p.log.Warn("whether a failed opening left a deposit is not known: the next start looks again", "provider", s.url, "err", err)
 		}
 		for _, r := range rentals {
-			if r.URL == s.url && r.Share.Shared() && r.Phase == renter.PhaseOpening {
+			if base(r.URL) == s.url && r.Share.Shared() && r.Phase == renter.PhaseOpening {
 				s.finish(ctx, r.Channel, nil, true)
 			}
 		}
@@ -245,7 +245,7 @@ func (s *site) rent(ctx context.Context, price route.Nano) (*renter.Rental, erro
 			return nil, err
 		}
 		for _, r := range rentals {
-			if r.URL == s.url && r.Share.Shared() && r.Phase == renter.PhaseOpening {
+			if base(r.URL) == s.url && r.Share.Shared() && r.Phase == renter.PhaseOpening {
 				rental, err := s.p.client.Resume(ctx, r.Channel)
 				if errors.Is(err, renter.ErrNeverFunded) {
 					continue
