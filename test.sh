@@ -7,7 +7,7 @@
 #   ./test.sh long    everything, then two million steps of the model (STEPS), 100,000 vouchers to payee and contract, 500
 #                     kills of each program (KILLS), five minutes of faults in each kind of fleet (NEMESIS, in seconds, SEED),
 #                     every way in which an endpoint can misbehave, 10,000 connections (CONNECTIONS), each fuzz target for a
-#                     minute (FUZZTIME), and
+#                     minute (FUZZTIME), llama.cpp behind sidecars and the local proxy, and
 #                     govulncheck (GOVULNDB names another database)
 #   ./test.sh mutate  undoes each mend of a fault in turn (internal/mutants), and asks whether its test finds that
 set -euo pipefail
@@ -391,6 +391,13 @@ kills() {
 	say "${KILLS:-500} of the provider and as many of renters"
 }
 
+# engines has a real inference server be rented out, which npm has for this alone.
+engines() {
+	cd internal/clients
+	(cd llama && npm ci --userconfig "$root/.npmrc" --omit=optional --ignore-scripts --no-progress)
+	GPUPAY_LLAMA=1 gotest -run '^TestLlama$' .
+}
+
 # connections has ten thousand that send nothing whole be open beside a renter that pays.
 connections() {
 	GPUPAY_CONNECTIONS=${CONNECTIONS:-10000} gotest -timeout 10m -run '^TestManyConnections$' ./sdk/sidecar
@@ -484,6 +491,7 @@ if [[ $mode == long ]]; then
 	step "nemesis" torment
 	step "endpoints" endpoints
 	step "connections" connections
+	step "llama.cpp" engines
 	step "fuzzing" fuzz
 	step "govulncheck" vulnerabilities
 fi

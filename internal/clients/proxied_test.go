@@ -49,19 +49,31 @@ const daily = 20_000_000 // base units: 20 dollars
 
 func newTown(t *testing.T) *town {
 	t.Helper()
+	w := new(town)
+	var upstreams [3]string
+	for i := range upstreams {
+		w.engines[i] = new(engine)
+		upstreams[i] = w.engines[i].serve(t)
+	}
+	w.open(t, upstreams, false, "test", "slow", "quiet", "cut", "busy", "broken")
+	return w
+}
+
+// open rents out three inference servers, each of some models, which may go on with what another one began.
+func (w *town) open(t *testing.T, upstreams [3]string, prefill bool, models ...string) {
+	t.Helper()
+	w.T = t
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	t.Cleanup(stop)
-	w := &town{T: t}
 	var err error
 	w.chain, err = devchain.Start(ctx, devchain.Options{BlockTime: 100 * time.Millisecond, Keys: len(w.servers)})
 	must(t, err)
 	t.Cleanup(func() { _ = w.chain.Close() })
-	var list []map[string]string
-	for i := range w.servers {
-		w.engines[i] = new(engine)
-		w.sites[i], w.servers[i] = sell(ctx, t, stop, w.chain, i, 1, w.engines[i])
-		for _, model := range []string{"test", "slow", "quiet", "cut", "busy", "broken"} {
-			list = append(list, map[string]string{"url": w.sites[i].URL, "model": model})
+	var list []map[string]any
+	for i, upstream := range upstreams {
+		w.sites[i], w.servers[i] = sell(ctx, t, stop, w.chain, i, 1, upstream, w.engines[i] != nil)
+		for _, model := range models {
+			list = append(list, map[string]any{"url": w.sites[i].URL, "model": model, "prefill": prefill})
 		}
 	}
 	private, err := crypto.GenerateKey()
@@ -75,7 +87,6 @@ func newTown(t *testing.T) *town {
 		Dir: filepath.Join(t.TempDir(), "proxy"), Key: channel.NewKey(private), Budget: "20/day", Providers: providers, Out: io.Discard,
 		Client: renter.Config{RPC: w.chain.URL, Token: w.chain.Token, Caps: wallet.Caps{PricePerGPUHour: "5"}, Chain: wallet.Chain{Poll: 50 * time.Millisecond, ClockTolerance: 24 * time.Hour}},
 	}
-	return w
 }
 
 // serve runs the proxy, and returns where it answers callers and its owner.
@@ -110,7 +121,9 @@ func (w *town) idle() {
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		var n int64
 		for _, e := range w.engines {
-			n += e.running.Load()
+			if e != nil {
+				n += e.running.Load()
+			}
 		}
 		if n == 0 {
 			return

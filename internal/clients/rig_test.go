@@ -171,12 +171,18 @@ func (e *engine) ollama(w http.ResponseWriter, r *http.Request, q question) {
 	line("", true)
 }
 
-// sell has a sidecar rent out an engine, by so many requests at once, on a chain on which it has a key of its own.
-func sell(ctx context.Context, t *testing.T, stop func(), chain *devchain.Chain, key, slots int, e *engine) (*httptest.Server, *sidecar.Server) {
+// serve has an engine be served until the test ends.
+func (e *engine) serve(t *testing.T) (url string) {
 	t.Helper()
-	upstream := httptest.NewServer(e)
-	t.Cleanup(func() { upstream.CloseClientConnections(); upstream.Close() })
-	server, err := sidecar.New(ctx, sidecar.Config{Upstream: upstream.URL, OllamaAPI: true, Provider: provider.Config{
+	server := httptest.NewServer(e)
+	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
+	return server.URL
+}
+
+// sell has a sidecar rent out an inference server, which has ollama's API too or not, by so many requests at once, on a chain on which it has a key of its own.
+func sell(ctx context.Context, t *testing.T, stop func(), chain *devchain.Chain, key, slots int, upstream string, ollama bool) (*httptest.Server, *sidecar.Server) {
+	t.Helper()
+	server, err := sidecar.New(ctx, sidecar.Config{Upstream: upstream, OllamaAPI: ollama, Provider: provider.Config{
 		RPC: chain.URL, Escrow: chain.Escrow, Token: chain.Token, Key: channel.NewKey(chain.Keys[key]), Database: filepath.Join(t.TempDir(), "provider.db"),
 		PricePerGPUHour: "3.60", Share: provider.Share{Slots: slots}, Source: sim.New(1, sim.Options{}), Terms: provider.Terms{Credit: 30 * time.Second}, Deposits: provider.Deposits{Min: "0.10"},
 		Metering: provider.Metering{Tick: 50 * time.Millisecond, RecordEvery: 200 * time.Millisecond},
@@ -203,7 +209,7 @@ func newRig(t *testing.T) (base string, e *engine) {
 	must(t, err)
 	t.Cleanup(func() { _ = chain.Close() })
 	e = new(engine)
-	site, _ := sell(ctx, t, stop, chain, 0, slots, e)
+	site, _ := sell(ctx, t, stop, chain, 0, slots, e.serve(t), true)
 
 	private, err := crypto.GenerateKey()
 	must(t, err)

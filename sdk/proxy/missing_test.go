@@ -15,6 +15,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/proxy"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestWhatIsMissingIsSaid: who asks for a model whose providers are missing is told why, whether to ask again, and what to send where.
@@ -30,6 +31,7 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 		words   []string
 	}{
 		"down":   {[]pool.Missing{down}, http.StatusServiceUnavailable, "providers_failed", "true", []string{"https://a.example did not answer", "again in"}},
+		"closed": {[]pool.Missing{{URL: "https://a.example", Err: fmt.Errorf("no: %w", wire.NotServed.With("channel: its server is down")), Again: down.Again}}, http.StatusServiceUnavailable, "providers_failed", "true", []string{"https://a.example takes no requests now", "again in"}},
 		"empty":  {[]pool.Missing{{URL: "https://a.example", Err: empty}, down}, http.StatusPaymentRequired, "wallet_empty", "false", []string{empty.Address.Hex(), empty.Token.Hex(), "$0.066", "USDC", "Base, chain 8453"}},
 		"dear":   {[]pool.Missing{{URL: "https://a.example", Err: fmt.Errorf("no: %w", wallet.ErrPrice)}}, http.StatusNotFound, "no_provider_fits", "false", []string{"--max-price"}},
 		"nobody": {nil, http.StatusServiceUnavailable, "providers_failed", "true", nil},

@@ -12,6 +12,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/route"
 	"github.com/gpupay/gpupay/sdk/wallet"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // fail answers with an error.
@@ -103,8 +104,12 @@ func (c *call) unserved() *APIError {
 			if wait := time.Until(m.Again); !m.Again.IsZero() && wait > 0 {
 				again = "in " + wait.Round(time.Second).String()
 			}
-			if m.Err == nil {
+			var said *wire.Problem
+			switch {
+			case m.Err == nil:
 				words = "has not said its price yet"
+			case errors.As(m.Err, &said): // such as that its inference server is down
+				words = "takes no requests now"
 			}
 			why = append(why, fmt.Sprintf("%s %s, and is asked again %s", redact.URL(m.URL), words, again))
 		}
