@@ -2,6 +2,7 @@ package budget_test
 
 import (
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -268,4 +269,27 @@ func TestAlone(t *testing.T) {
 	if _, err := budget.Open(t.Context(), "postgres://gpupay:hunter2@127.0.0.1:1/gpupay"); err == nil || !strings.Contains(err.Error(), "not a file") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a server: %v", err)
 	}
+}
+
+// TestPending: what runs, and what no record has billed yet, is owed by channel, at what counts for it.
+func TestPending(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "pool.db"))
+	limits := budget.Limits{All: route.Base(1000)}
+	pending := func(want map[string]route.Nano) {
+		t.Helper()
+		if got, err := b.Pending(t.Context()); err != nil || !maps.Equal(got, want) {
+			t.Errorf("%v is owed, want %v: %v", got, want, err)
+		}
+	}
+	reserve(t, b, noon, "", limits, 100) // is not sent
+	pending(map[string]route.Nano{})
+	runs, measured, elsewhere := reserve(t, b, noon, "", limits, 200), reserve(t, b, noon, "", limits, 300), reserve(t, b, noon, "", limits, 50)
+	ok(t, b.Dispatch(t.Context(), runs, "0xc1", 1))
+	ok(t, b.Dispatch(t.Context(), measured, "0xc1", 2))
+	ok(t, b.Dispatch(t.Context(), elsewhere, "0xc2", 1))
+	pending(map[string]route.Nano{"0xc1": route.Base(500), "0xc2": route.Base(50)})
+	ok(t, b.Done(t.Context(), measured, route.Base(40)))
+	pending(map[string]route.Nano{"0xc1": route.Base(240), "0xc2": route.Base(50)})
+	ok(t, b.Correct(t.Context(), budget.Record{Channel: "0xc1", Lease: "0x1e", Sequence: 1, Bills: []budget.Bill{{Request: 2, Cost: route.Base(30)}}}))
+	pending(map[string]route.Nano{"0xc1": route.Base(200), "0xc2": route.Base(50)})
 }

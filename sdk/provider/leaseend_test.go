@@ -2,12 +2,14 @@ package provider
 
 import (
 	"log/slog"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/internal/leasestore"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -214,4 +216,22 @@ func TestOneFailedReadInATakeoverEndsNoLease(t *testing.T) {
 	}
 	rename("hidden", "records")
 	waitFor(t, func() bool { return b.provider.leases.Running(lease.terms.ID()) != nil })
+}
+
+// TestDevicesOfALeaseThatIsNotOnDisk: what an allocator gave to a lease that could not be written goes back to it at once, and not when the disk is well.
+func TestDevicesOfALeaseThatIsNotOnDisk(t *testing.T) {
+	host := oneGPU{make(chan gpu.Allocation, 8)}
+	r := newRig(t, quiet, generousCredit, func(c *Config) { c.Allocator = host })
+	mended := r.fails("UPDATE ON leases")
+	terms := r.terms(r.payer.Address(), 1)
+	if resp := r.do("GET", "", r.openCredential(r.payer, terms, 300_000, 0)); resp.StatusCode != http.StatusInternalServerError {
+		t.Errorf("a lease that is on no disk: %v", wire.ParseProblem(resp))
+	}
+	select {
+	case <-host.released:
+	case <-time.After(5 * time.Second):
+		t.Error("its device is held until the disk is well")
+	}
+	mended()
+	(&tab{rig: r, key: r.payer, terms: terms}).attachNow()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/sdk/wire"
 )
 
 // TestFaultsOfTheDatabaseAreSaid: what could not be read or written is an error, and no answer that somebody acts on.
@@ -31,6 +32,9 @@ func TestFaultsOfTheDatabaseAreSaid(t *testing.T) {
 			`INSERT INTO device_rests VALUES ('GPU-1', 1, 1000, 1000, -1, 99999999999999, 1000)`,
 			`CREATE TRIGGER full BEFORE UPDATE ON device_rests BEGIN SELECT RAISE(ABORT, 'the disk is full'); END`,
 		}, func(ctx context.Context, s Store) error { return s.Rests.Redate(ctx) }},
+		"an offer": {[]string{`ALTER TABLE offers RENAME TO gone`}, func(ctx context.Context, s Store) error {
+			return s.Offers.Put(ctx, wire.SignedOffer{Hash: id, Document: []byte("{}")})
+		}},
 		"what a lease before left": {nil, func(ctx context.Context, s Store) error {
 			if err := s.Leases.Insert(ctx, Row{ID: common.Hash{2}.Hex(), Channel: id.Hex(), OwedBefore: "?", State: string(Ended), Allocation: "{}", GPUs: 1}); err != nil {
 				t.Error(err)

@@ -351,3 +351,19 @@ func TestClocksThatDrift(t *testing.T) {
 		}
 	}
 }
+
+// TestUsed: what requests may have used is the time that each took, and two ticks and one for those that may run, in the share of the GPUs that
+// a slot has.
+func TestUsed(t *testing.T) {
+	m := newMarket(t, openWallet(t), 1, 1, 0)
+	q := m.leases[0].Requests
+	now := m.clock.Now().Boot
+	q.own[1], q.own[2], q.own[3] = slots.Own{From: now - int64(time.Hour), To: now - int64(time.Hour) + int64(4*time.Second)}, slots.Own{From: now - int64(2*time.Second)}, slots.Own{From: now - int64(time.Hour), To: now - int64(time.Hour) + int64(8*time.Second)}
+	q.running[2], q.errored[3] = false, true
+	got, err := q.used(now)
+	share := q.limits.share
+	want := 1000*(4+2+3)*uint64(share.GPUs)/uint64(share.Slots) + 1
+	if err != nil || !got.IsUint64() || got.Uint64() < want || got.Uint64() > want+1 {
+		t.Errorf("%s, and not %d: %v", got.Dec(), want, err)
+	}
+}

@@ -292,10 +292,29 @@ func TestRefusals(t *testing.T) {
 		t.Error("one number for two requests")
 	}
 	lease.Close(ErrReleased, 0)
+	w.pass(time.Second)
+	if _, err := lease.Cut(true); err != nil {
+		t.Fatal(err)
+	}
 	lease.Leave()
 	if _, err := take(t.Context(), w.service, token, 3); !errors.Is(err, &Unknown) {
 		t.Errorf("of a lease that has ended: %v", err)
 	}
+	if len(w.service.leases) != 0 {
+		t.Error("a lease that has ended stays in the service")
+	}
+	next, err := w.service.NewLease(placed.LeaseID, common.Address{}, 0, placed.Access, nil)
+	if err == nil {
+		_, err = next.Join(owner)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease.Leave() // late, of the one before
+	if r, err = take(t.Context(), w.service, token, 4); err != nil {
+		t.Fatalf("the lease that is there now: %v", err)
+	}
+	r.End(metering.RequestDone, time.Now())
 }
 
 // take is a request that is read at once.
