@@ -93,16 +93,16 @@ func (a *accounts) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	books := all.Between(a.begins, a.ends)
 	if a.decimals >= 0 {
-		all.SetDecimals(uint8(a.decimals))
+		books.SetDecimals(uint8(a.decimals))
 	}
-	if err = all.FindDecimals(ctx, a.rpc); errors.Is(err, ledger.ErrDecimals) {
+	if err = books.FindDecimals(ctx, a.rpc); errors.Is(err, ledger.ErrDecimals) {
 		return fmt.Errorf("%w: give --rpc ($GPUPAY_RPC), or --decimals", err)
 	}
 	if err != nil {
 		return err
 	}
-	books := all.Between(a.begins, a.ends)
 	write := books.WriteCSV
 	if a.json {
 		write = books.WriteJSON

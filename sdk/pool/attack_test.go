@@ -25,6 +25,7 @@ import (
 	"github.com/gpupay/gpupay/sdk/pool"
 	"github.com/gpupay/gpupay/sdk/renter"
 	"github.com/gpupay/gpupay/sdk/route"
+	"github.com/gpupay/gpupay/sdk/units"
 	"github.com/gpupay/gpupay/sdk/wallet"
 )
 
@@ -362,6 +363,34 @@ func TestDearerThanItsOffer(t *testing.T) {
 	}
 	if n := s.asked.Load(); n != 1 {
 		t.Errorf("%d requests were sent", n)
+	}
+}
+
+// TestDearerThanItsQuote: a provider that raises its price between what was looked at and the deposit gets none at the new one.
+func TestDearerThanItsQuote(t *testing.T) {
+	w := newTown(t)
+	s := w.shop("36", 4)
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, s)
+	seen := p.Endpoints()[0]
+	raised := func() { s.charge(t, "360") }
+	s.priced.Store(false)
+	s.quoted.Store(&raised)
+	if h, err := p.Reserve(t.Context(), "", seen, route.Base(50_000)); h != nil && h.Done(t.Context(), route.Nano{}) != nil {
+		t.Errorf("%v", err)
+	}
+	if s.quoted.Load() != nil {
+		t.Fatal("its price was not raised meanwhile")
+	}
+	all, err := client.History(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if got := units.PricePerGPUHour(r.Price, 6); got != "36.00" {
+			t.Errorf("channel %s is %s, at %s", r.Channel, r.Phase, got)
+		}
 	}
 }
 

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -151,7 +153,7 @@ func check(list []Candidate) error {
 		switch {
 		case c.URL == "":
 			return fmt.Errorf(`candidate %d has no "url"`, i+1)
-		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || len(c.URL) > 512:
+		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || strings.ContainsAny(c.URL, "?#") || len(c.URL) > 512:
 			return fmt.Errorf(`candidate %d: "url" is no provider's, such as https://host/path of at most 512 bytes, without a password or a query`, i+1)
 		case c.Model == "":
 			return fmt.Errorf(`candidate %d, %.100q, has no "model"`, i+1, redact.URL(c.URL))
@@ -168,12 +170,28 @@ func check(list []Candidate) error {
 func base(address string) string {
 	address = strings.TrimRight(address, "/")
 	u, err := url.Parse(address)
-	if err != nil || u.Host == "" || u.User != nil {
+	scheme, rest, ok := strings.Cut(address, "://")
+	if err != nil || !ok || u.User != nil {
 		return address
 	}
-	host, rest := strings.ToLower(u.Host), address[len(u.Scheme)+len("://")+len(u.Host):]
-	host = strings.TrimSuffix(host, map[string]string{"http": ":80", "https": ":443"}[u.Scheme])
-	return u.Scheme + "://" + host + rest
+	authority, path := rest, ""
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority, path = rest[:i], rest[i:]
+	}
+	if scheme = strings.ToLower(scheme); strings.Contains(authority, "%") { // a zone, or a name that is spelled out: either is left as it is
+		return scheme + "://" + authority + path
+	}
+	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.String()
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port, err := strconv.ParseUint(u.Port(), 10, 16); err == nil && port != map[string]uint64{"http": 80, "https": 443}[scheme] {
+		host = fmt.Sprintf("%s:%d", host, port)
+	}
+	return scheme + "://" + host + path
 }
 
 // ErrEndpoint says that no signed offer of an endpoint stands, or that it takes no requests now. Nothing was reserved.

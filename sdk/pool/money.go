@@ -98,14 +98,15 @@ func (p *Pool) money(ctx context.Context) (m Money, err error) {
 	if err != nil {
 		return m, chain.Unread("the coin of "+owner.String(), err)
 	}
-	m.Coin = coin.Cmp(leavingCosts(head.BaseFee)) >= 0
 	after, err := p.client.Rentals(ctx)
 	if err != nil {
 		return m, err
 	}
+	ours := slices.DeleteFunc(joined(before, after), func(r renter.State) bool { return r.Token != p.client.Token().Address })
+	m.Coin = coin.Cmp(leavingCosts(head.BaseFee, len(ours))) >= 0
 	look := looker{backend: backend, block: head.Number, escrows: make(map[common.Address]*chain.Escrow), now: wallet.Now(), coin: m.Coin, pending: pending}
 	looked := make(map[common.Hash]bool)
-	for _, r := range joined(before, after) {
+	for _, r := range ours {
 		c, over, err := look.at(ctx, r)
 		if err != nil {
 			return m, fmt.Errorf("channel %s: %w", r.Channel, err)
@@ -120,7 +121,7 @@ func (p *Pool) money(ctx context.Context) (m Money, err error) {
 		return m, err
 	}
 	for _, r := range all { // the others are over for long
-		if !looked[r.Channel] && r.Closed != nil {
+		if !looked[r.Channel] && r.Closed != nil && r.Token == p.client.Token().Address {
 			m.Settled.Add(&m.Settled, &r.Closed.Settled)
 		}
 	}
@@ -131,13 +132,13 @@ func (p *Pool) money(ctx context.Context) (m Money, err error) {
 	return m, err
 }
 
-// leavingCosts is what it costs, in wei, to ask for a deposit and to take it: some 120,000 gas, at twice the fee of now.
-func leavingCosts(baseFee *big.Int) *big.Int {
+// leavingCosts is what it costs, in wei, to ask for the deposits of so many channels and to take them: some 120,000 gas each, at twice the fee of now.
+func leavingCosts(baseFee *big.Int, channels int) *big.Int {
 	const gas = 120_000
 	if baseFee == nil {
 		baseFee = new(big.Int)
 	}
-	cost := new(big.Int).Mul(baseFee, big.NewInt(2*gas))
+	cost := new(big.Int).Mul(baseFee, big.NewInt(2*gas*int64(max(channels, 1))))
 	return cost.Add(cost, big.NewInt(1))
 }
 

@@ -11,10 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/accounts/abi/bind/v2"
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/holiman/uint256"
 
+	"github.com/gpupay/gpupay/bindings/testtoken"
 	"github.com/gpupay/gpupay/internal/badrpc"
 	"github.com/gpupay/gpupay/internal/devchain"
 	"github.com/gpupay/gpupay/sdk/internal/rental"
@@ -251,5 +253,38 @@ func TestMoneyWithoutCoin(t *testing.T) {
 	m, err := p.Money(t.Context())
 	if err != nil || m.Coin || len(m.Channels) != 1 || m.Channels[0].Refundable.IsZero() || !m.Channels[0].From.IsZero() || m.Wallet.Uint64()+m.Parked.Uint64() != funds {
 		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+// TestMoneyOfOneToken: what was paid in another token, before this one, is no dollars of this one.
+func TestMoneyOfOneToken(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("36", 4)
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, s)
+	must(t, p, "", s, route.Base(5000), ask{Millis: 50})
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p = w.pool(client, nil)
+	if m, err := p.Money(t.Context()); err != nil || m.Settled.IsZero() || m.Settled.Uint64()+m.Wallet.Uint64() != funds {
+		t.Errorf("%s were paid: %v", m.Settled.Dec(), err)
+	}
+	if err := errors.Join(p.Stop(), client.Close()); err != nil {
+		t.Fatal(err)
+	}
+	opts := bind.NewKeyedTransactor(w.chain.Keys[7], big.NewInt(devchain.ChainID))
+	other, tx, err := bind.DeployContract(opts, common.FromHex(testtoken.TestTokenMetaData.Bin), w.chain.Backend, nil)
+	if err == nil {
+		_, err = bind.WaitDeployed(t.Context(), w.chain.Backend, tx.Hash())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.chain = &devchain.Chain{URL: w.chain.URL, Token: other}
+	if m, err := w.pool(w.client(), nil).Money(t.Context()); err != nil || !m.Settled.IsZero() || !m.Wallet.IsZero() {
+		t.Errorf("%+v, of another token: %v", m, err)
 	}
 }

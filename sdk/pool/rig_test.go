@@ -75,6 +75,8 @@ type shop struct {
 	dead   atomic.Bool
 	drops  atomic.Int64 // openings whose answer gets lost
 	asked  atomic.Int64
+	quoted atomic.Pointer[func()] // is done before the next request after one for its price
+	priced atomic.Bool
 }
 
 // shop opens one: a GPU's hour at a price in tokens, shared by slots.
@@ -115,6 +117,11 @@ func (w *town) shop(price string, slots int) *shop {
 		if s.dead.Load() {
 			panic(http.ErrAbortHandler)
 		}
+		if s.priced.Swap(r.URL.Path == "/lease" && r.Header.Get("Authorization") == "") {
+			if do := s.quoted.Swap(nil); do != nil {
+				(*do)()
+			}
+		}
 		if strings.HasPrefix(r.URL.Path, "/lease") && r.Header.Get("Authorization") != "" && s.drops.Add(-1) >= 0 {
 			panic(http.ErrAbortHandler)
 		}
@@ -151,10 +158,16 @@ func (s *shop) reprice(t *testing.T, price string) {
 	t.Helper()
 	s.dead.Store(true)
 	rig.HangUp(s.Server)
+	s.charge(t, price)
+	s.dead.Store(false)
+}
+
+// charge is reprice without that a connection ends.
+func (s *shop) charge(t *testing.T, price string) {
+	t.Helper()
 	s.shut()
 	s.config.Provider.PricePerGPUHour = price
 	s.start(t)
-	s.dead.Store(false)
 }
 
 // vanish has nobody be there.

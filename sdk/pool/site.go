@@ -275,7 +275,7 @@ func (s *site) rent(ctx context.Context, price route.Nano) (*renter.Rental, erro
 	if options.TopUp == "" {
 		options.TopUp = units.Format(step, q.Decimals)
 	}
-	rental, err := s.p.client.Rent(ctx, s.url, options)
+	rental, err := s.p.client.Accept(ctx, q, options)
 	return rental, s.wantOf(ctx, options.Deposit, err)
 }
 

@@ -53,20 +53,43 @@ type Options struct {
 // If it fails after the channel was put on disk, the error names the channel:
 // Resume goes on with it, or finds out that it was never funded.
 func (r *Client) Rent(ctx context.Context, url string, options Options) (*Rental, error) {
-	options.GPUs = cmp.Or(options.GPUs, 1)
-	options.PayEvery = cmp.Or(options.PayEvery, time.Minute)
-	if options.GPUs < 1 || options.PayEvery < 0 || options.Prepay < 0 {
-		return nil, errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
-	}
-	for _, amount := range []struct{ name, text string }{{"Deposit", options.Deposit}, {"TopUp", options.TopUp}} {
-		if _, err := units.Parse(cmp.Or(amount.text, "0"), r.w.Token.Decimals); err != nil {
-			return nil, fmt.Errorf("renter: %s: %w", amount.name, err)
-		}
+	if err := options.check(r.w.Token.Decimals); err != nil {
+		return nil, err
 	}
 	q, err := r.quote(ctx, url, options.GPUs, options.Class)
 	if err != nil {
 		return nil, err
 	}
+	return r.rent(ctx, q, options)
+}
+
+// Accept is Rent at the price of a Quote that was looked at, of one GPU or of a share: what the provider asks since then is not agreed to.
+// The quote is this client's, and stands for some minutes.
+func (r *Client) Accept(ctx context.Context, q Quote, options Options) (*Rental, error) {
+	if err := options.check(r.w.Token.Decimals); err != nil {
+		return nil, err
+	}
+	if q.escrow == nil || options.GPUs != q.GPUs || options.Class != q.class {
+		return nil, fmt.Errorf("renter: the quote is of %d GPUs of class %q, and not of %d of class %q", q.GPUs, q.class, options.GPUs, options.Class)
+	}
+	return r.rent(ctx, q, options)
+}
+
+func (o *Options) check(decimals uint8) error {
+	o.GPUs = cmp.Or(o.GPUs, 1)
+	o.PayEvery = cmp.Or(o.PayEvery, time.Minute)
+	if o.GPUs < 1 || o.PayEvery < 0 || o.Prepay < 0 {
+		return errors.New("renter: GPUs, PayEvery and Prepay must not be negative")
+	}
+	for _, amount := range []struct{ name, text string }{{"Deposit", o.Deposit}, {"TopUp", o.TopUp}} {
+		if _, err := units.Parse(cmp.Or(amount.text, "0"), decimals); err != nil {
+			return fmt.Errorf("renter: %s: %w", amount.name, err)
+		}
+	}
+	return nil
+}
+
+func (r *Client) rent(ctx context.Context, q Quote, options Options) (_ *Rental, err error) {
 	if q.GPUs, err = q.shared(options.Share, options.GPUs); err != nil {
 		return nil, err
 	}

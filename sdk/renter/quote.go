@@ -40,6 +40,7 @@ type Quote struct {
 	Gasless          bool // the provider sends deposits that the renter only signs
 	Free             *int // GPUs that a new lease could have now; nil: the provider does not say
 
+	class     string // that was asked for
 	challenge wire.Challenge
 	request   wire.Request
 	escrow    *chain.Escrow
@@ -79,7 +80,7 @@ func (r *Client) quote(ctx context.Context, url string, gpus int, class string) 
 		err = fmt.Errorf("provider %s: %w", p.Base, err)
 		return Quote{}, errors.Join(err, r.refuse(ctx, p.Base, challenge, document, err))
 	}
-	q.URL, q.GPUs, q.Free = p.Base, gpus, free
+	q.URL, q.GPUs, q.Free, q.class = p.Base, gpus, free, class
 	return q, nil
 }
 
