@@ -89,6 +89,7 @@ func newStock(t *testing.T) *stock {
 // inBrowser is newStock in a page of headless Chromium: a script of another origin than what it pays for.
 func inBrowser(t *testing.T) *stock {
 	t.Helper()
+	browser.Need(t)
 	bundle := filepath.Join(t.TempDir(), "x402pay.js")
 	if out, err := exec.Command("../../node_modules/.bin/esbuild", "x402pay.mjs", "--bundle", "--format=esm", "--external:node:readline", "--outfile="+bundle).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

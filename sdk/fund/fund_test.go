@@ -203,6 +203,7 @@ func (e *extension) request(method string, params []json.RawMessage) (any, error
 // TestBrowserWalletFills: the wallet of a real browser is asked to send what its owner typed, once for two clicks, to the right chain or not at all,
 // and the page says what came of it. It needs Chromium.
 func TestBrowserWalletFills(t *testing.T) {
+	browser.Need(t)
 	local, err := devchain.Start(t.Context(), devchain.Options{BlockTime: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

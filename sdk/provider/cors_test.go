@@ -99,6 +99,7 @@ const scriptPage = `<!doctype html><title>runs</title><script>(async () => {
 // TestBrowserPays: a script in a real browser, of another origin, reads the offer,
 // pays, and reads its receipt. It needs Chromium.
 func TestBrowserPays(t *testing.T) {
+	browser.Need(t)
 	r := newPayRig(t)
 	b := r.buyer("/tick")
 	header := headerOf(t, b.depositing(b.next(), 50_000)).Get(x402.HeaderSignature)
