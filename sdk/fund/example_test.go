@@ -33,5 +33,5 @@ func Example() {
 	fmt.Print(string(text))
 	// Output:
 	// ethereum:0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913@8453/transfer?address=0x70997970C51812dc3A010C7d01b50e0d17dc79C8
-	// {"address":"0x70997970c51812dc3a010c7d01b50e0d17dc79c8","chainId":"0x2105","token":"0x833589fcd6edb6e08f4c7c32d4f71b54bda02913","symbol":"USDC","decimals":6,"balance":"2.50"}
+	// {"address":"0x70997970C51812dc3A010C7d01b50e0d17dc79C8","balance":"2.50"}
 }

@@ -85,14 +85,13 @@ var files embed.FS
 
 var page = template.Must(template.ParseFS(files, "page/index.html"))
 
+// chain is ChainID as wallets are asked.
+func (w Wallet) chain() string { return "0x" + w.ChainID.Text(16) }
+
 // state is what the page's script asks for again and again.
 type state struct {
-	Address  common.Address `json:"address"`
-	ChainID  string         `json:"chainId"` // hexadecimal, as wallets are asked
-	Token    common.Address `json:"token"`
-	Symbol   string         `json:"symbol"`
-	Decimals uint8          `json:"decimals"`
-	Balance  string         `json:"balance,omitempty"` // dollars; left out where it is not known
+	Address string `json:"address"`
+	Balance string `json:"balance,omitempty"` // dollars; left out where it is not known
 }
 
 // Handler serves the page at "/", for who runs the wallet: give it an address of this machine. It changes nothing, and is shown in no frame
@@ -101,14 +100,17 @@ func (w Wallet) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(res http.ResponseWriter, _ *http.Request) {
 		res.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_ = page.Execute(res, w)
+		_ = page.Execute(res, struct {
+			Wallet Wallet
+			Chain  string
+		}{w, w.chain()})
 	})
 	for _, name := range []string{"page.js", "page.css"} {
 		mux.HandleFunc("GET /"+name, func(res http.ResponseWriter, r *http.Request) { http.ServeFileFS(res, r, files, "page/"+name) })
 	}
 	mux.HandleFunc("GET /code.png", w.picture)
 	mux.HandleFunc("GET /state", func(res http.ResponseWriter, r *http.Request) {
-		s := state{w.Address, "0x" + w.ChainID.Text(16), w.Token, w.Symbol, w.Decimals, ""}
+		s := state{Address: w.Address.Hex()}
 		if has, err := w.Balance(r.Context()); err == nil {
 			s.Balance = units.Format(has, w.Decimals)
 		}

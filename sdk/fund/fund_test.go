@@ -134,6 +134,7 @@ const announce = () => dispatchEvent(new CustomEvent("eip6963:announceProvider",
 addEventListener("eip6963:requestProvider", announce);
 addEventListener("load", async () => {
 	announce();
+	const twin = new CustomEvent("eip6963:announceProvider", { detail: { info: { uuid: "2", name: "Twin" }, provider } });
 	const text = (id) => document.getElementById(id).textContent;
 	for (const amount of ["much", "0.0000001", "7.25", "7.25", "7.25"]) {
 		document.getElementById("amount").value = amount;
@@ -142,6 +143,8 @@ addEventListener("load", async () => {
 		document.getElementById("said").textContent = "";
 		button.click();
 		button.click();
+		dispatchEvent(twin); // the same wallet once more, while it waits
+		document.querySelectorAll("button")[1].click();
 		do await new Promise((next) => setTimeout(next, 10)); while (button.disabled || text("said") === "");
 		await fetch("/said", { method: "POST", body: text("said") });
 	}
@@ -156,6 +159,13 @@ type extension struct {
 	mu    sync.Mutex
 	at    string // the chain that it is on
 	asks  []string
+}
+
+// sends is how often it was asked to send.
+func (e *extension) sends() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return strings.Count(strings.Join(e.asks, " "), "eth_sendTransaction")
 }
 
 func (e *extension) request(method string, params []json.RawMessage) (any, error) {
@@ -180,11 +190,15 @@ func (e *extension) request(method string, params []json.RawMessage) (any, error
 			return nil, errors.New("declined")
 		}
 		var tx struct {
-			To   common.Address
-			Data hexutil.Bytes
+			To      common.Address
+			Data    hexutil.Bytes
+			ChainID string
 		}
 		if err := json.Unmarshal(params[0], &tx); err != nil {
 			return nil, err
+		}
+		if tx.ChainID != hexutil.EncodeUint64(devchain.ChainID) {
+			return nil, errors.New("for whichever chain")
 		}
 		opts, err := bind.NewKeyedTransactorWithChainID(key, big.NewInt(devchain.ChainID))
 		if err != nil {
@@ -230,7 +244,7 @@ func TestBrowserWalletFills(t *testing.T) {
 		for name, values := range res.Header() {
 			w.Header()[name] = values
 		}
-		_, _ = io.WriteString(w, strings.Replace(res.Body.String(), "<main>", `<script src="injected.js"></script><main>`, 1))
+		_, _ = io.WriteString(w, strings.Replace(res.Body.String(), "<main", `<script src="injected.js"></script><main`, 1))
 	})
 	mux.HandleFunc("GET /injected.js", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/javascript")
@@ -253,6 +267,13 @@ func TestBrowserWalletFills(t *testing.T) {
 		text, _ := io.ReadAll(r.Body)
 		said <- string(text)
 	})
+	mux.HandleFunc("GET /state", func(w http.ResponseWriter, r *http.Request) { // the proxy has ended, and another program listens there
+		if e.sends() == 1 {
+			_, _ = io.WriteString(w, `{"address":"0x2222222222222222222222222222222222222222","balance":"7.25"}`)
+			return
+		}
+		page.ServeHTTP(w, r)
+	})
 	mux.Handle("/", page)
 	site := httptest.NewServer(mux)
 	defer site.Close()
@@ -266,6 +287,9 @@ func TestBrowserWalletFills(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatalf("the page does not say %q; asked %v", want, e.asks)
 		}
+	}
+	if n := e.sends(); n != 2 {
+		t.Errorf("it was asked to send %d times: once it declined", n)
 	}
 	if has, err := token.Balance(t.Context(), to); err != nil || units.Format(has, token.Decimals) != "7.25" {
 		t.Errorf("%s arrived, %v", has.Dec(), err)

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"maps"
 	"math/big"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -286,5 +288,33 @@ func TestMoneyOfOneToken(t *testing.T) {
 	w.chain = &devchain.Chain{URL: w.chain.URL, Token: other}
 	if m, err := w.pool(w.client(), nil).Money(t.Context()); err != nil || !m.Settled.IsZero() || !m.Wallet.IsZero() {
 		t.Errorf("%+v, of another token: %v", m, err)
+	}
+}
+
+// TestAnotherWalletOnTheSameFiles: a rental that runs is not gone on with by another wallet, nor in another token, which is told whose it is.
+func TestAnotherWalletOnTheSameFiles(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	s := w.shop("36", 4)
+	client := w.client()
+	p := w.pool(client, nil)
+	offer(t, p, s)
+	must(t, p, "", s, route.Base(5000), ask{Millis: 50})
+	if err := errors.Join(p.Stop(), client.Close()); err != nil {
+		t.Fatal(err)
+	}
+	own := w.key
+	w.key = w.chain.Keys[6]
+	other := w.client()
+	_, err := pool.Open(t.Context(), pool.Config{Client: other, File: filepath.Join(w.dir, "pool.db"), Budget: "0.50", Log: rig.Warnings(t)})
+	if err == nil || !strings.Contains(err.Error(), crypto.PubkeyToAddress(own.PublicKey).Hex()) || !strings.Contains(err.Error(), s.URL) {
+		t.Errorf("another wallet: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.key = own
+	if p = w.pool(w.client(), nil); p.Close(t.Context()) != nil {
+		t.Error("its own wallet does not get it back")
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/common"
 
+	"github.com/gpupay/gpupay/internal/redact"
 	"github.com/gpupay/gpupay/metering"
 	"github.com/gpupay/gpupay/sdk/budget"
 	"github.com/gpupay/gpupay/sdk/renter"
@@ -22,6 +23,9 @@ func (p *Pool) resume(ctx context.Context) error {
 	for _, r := range rentals {
 		if !r.Share.Shared() || r.Phase == renter.PhaseClosed {
 			continue
+		}
+		if err := p.owns(r); err != nil {
+			return err
 		}
 		if err := p.adopt(ctx, r); err != nil {
 			return fmt.Errorf("pool: %w", err)
@@ -44,6 +48,16 @@ func (p *Pool) resume(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// owns refuses to go on with what another wallet has paid for, or in another token: its records could not be paid, or would count as so many of this one.
+func (p *Pool) owns(r renter.State) error {
+	payer, token := p.client.Address(), p.client.Token().Address
+	if r.Payer == payer && r.Token == token {
+		return nil
+	}
+	return fmt.Errorf("pool: wallet %s has a deposit at %s, of token %s, in this database, and this is wallet %s with token %s: open it with that wallet and token, and close it, before another one uses the same files",
+		r.Payer, redact.URL(r.URL), r.Token, payer, token)
 }
 
 // adopt goes on with a rental where it was left.

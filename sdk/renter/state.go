@@ -29,6 +29,7 @@ const (
 type State struct {
 	Channel  common.Hash
 	Escrow   common.Address // the contract that holds its deposit
+	Payer    common.Address // whose deposit it is
 	Token    common.Address // it is paid in
 	Lease    common.Hash
 	URL      string
@@ -74,7 +75,7 @@ type offered struct {
 // stateOf is what a rental's row says; what vouchers do is not in it. The offer is the row's.
 func stateOf(row rental.Row, offer offered) State {
 	s := State{
-		Channel: row.Terms.ID(), Escrow: row.Terms.Escrow, Token: row.Terms.Token, Lease: row.Lease, URL: row.URL, Phase: Phase(row.Phase), Devices: row.Devices, GPUs: row.GPUs,
+		Channel: row.Terms.ID(), Escrow: row.Terms.Escrow, Payer: row.Terms.Payer, Token: row.Terms.Token, Lease: row.Lease, URL: row.URL, Phase: Phase(row.Phase), Devices: row.Devices, GPUs: row.GPUs,
 		Price: offer.price, For: row.Options.For, Share: offer.share,
 		Owed: row.OwedBefore, Deposit: row.Deposit, Reason: row.Ended, Closed: (*Closing)(row.Closed),
 	}

@@ -83,14 +83,14 @@ func (l *Lease) LastRecord(ctx context.Context) (lied, err error) {
 // errUnshown is a final record before which others are missing.
 var errUnshown = errors.New("what lies between was never shown, and is not paid")
 
-// finalRecord asks again while the provider says that the failure is its own, or its stream broke off: a disk that fails for a moment must not
+// finalRecord asks again while the provider says that the failure is its own, or that it has no time now, or its stream broke off: a disk that fails for a moment must not
 // leave unpaid what was used, as it would once the close is asked for. That costs nothing, our clock has stopped.
 func (l *Lease) finalRecord(ctx context.Context) error {
 	pace := chain.Backoff{Least: 100 * time.Millisecond, Most: 5 * time.Second}
 	for until := time.Now().Add(min(releaseAgain, l.Wallet.Patience)); ; {
 		err := l.giveBack(ctx)
 		var problem *wire.Problem
-		its := errors.As(err, &problem) && problem.Status >= http.StatusInternalServerError
+		its := errors.As(err, &problem) && (problem.Status >= http.StatusInternalServerError || problem.Status == http.StatusTooManyRequests || problem.Status == http.StatusRequestTimeout)
 		pause := pace.Next()
 		if !its && !errors.Is(err, errUnshown) || time.Now().Add(pause).After(until) || chain.Pause(ctx, pause) != nil {
 			return err
