@@ -25,6 +25,7 @@ const (
 	LeaseWritten       Step = "lease row written"
 	LeaseAllocated     Step = "allocated"
 	MeterBound         Step = "meter bound" // by a gateway whose GPUs nodes meter
+	LeasePlaced        Step = "placed"
 	LeaseActivated     Step = "activated"
 	RecordReserved     Step = "record reserved"
 	RecordMarked       Step = "record marked"
@@ -72,7 +73,7 @@ func Of(kind string, step Step) Step { return Step(kind + ": " + string(step)) }
 func Provider() []Step {
 	return []Step{
 		OpenChecked, Of("open", TxStored), Of("open", TxBroadcast), Of("open", TxMined), OpenRegistered,
-		LeaseWritten, LeaseAllocated, LeaseActivated, VoucherVerified, VoucherAccepted, RecordReserved, RecordMarked, RecordSigned, RecordStored, RecordSent,
+		LeaseWritten, LeaseAllocated, LeasePlaced, LeaseActivated, VoucherVerified, VoucherAccepted, RecordReserved, RecordMarked, RecordSigned, RecordStored, RecordSent,
 		Of("top up", TxStored), Of("top up", TxBroadcast), Of("top up", TxMined), TopUpObserved,
 		SettlementChosen, Of("settle", TxStored), Of("settle", TxBroadcast), Of("settle", TxMined), SettlementObserved,
 		LeaseReleased, Of("close", TxStored), Of("close", TxBroadcast), Of("close", TxMined), CloseObserved,

@@ -329,7 +329,7 @@ func TestBoundBeforeActive(t *testing.T) {
 	}
 	again := row
 	again.MeterKey, again.Binding = common.Address{1}.Hex(), "{}"
-	if err := store.Leases.Activate(t.Context(), again); !errors.Is(err, leasestore.ErrNotOwner) {
+	if err := store.Leases.Place(t.Context(), again); !errors.Is(err, leasestore.ErrNotOwner) {
 		t.Errorf("bound again: %v", err)
 	}
 	if now, err := store.Leases.ByID(t.Context(), row.ID); err != nil || now.Binding != row.Binding || now.MeterKey != row.MeterKey {

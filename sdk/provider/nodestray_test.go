@@ -84,3 +84,24 @@ func TestStrayThatRanIsBilled(t *testing.T) {
 		t.Errorf("billed are %d ns, final %t; its renter heard of %d before", last.Nanos, last.Final, first.Nanos)
 	}
 }
+
+// TestLeaseThatDidNotBeginIsNotTakenUp: a lease of which its renter was told that it could not begin, and whose end could not be written, is ended
+// by the next process, and costs nothing.
+func TestLeaseThatDidNotBeginIsNotTakenUp(t *testing.T) {
+	r := newRig(t, quiet, generousCredit)
+	r.provider.leases.Owing = func(context.Context, common.Address) ([]channel.State, error) {
+		r.sql(`CREATE TRIGGER fails BEFORE UPDATE ON leases BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END`)
+		return nil, errors.New("disk I/O error")
+	}
+	terms := r.terms(r.payer.Address(), 1)
+	if resp := r.do("GET", "", r.openCredential(r.payer, terms, 300_000, 0)); resp.StatusCode != http.StatusInternalServerError {
+		t.Fatal(resp.Status)
+	}
+	r.sql(`DROP TRIGGER fails`)
+	r.restart()
+	row, ok, err := r.provider.store.Leases.Newest(t.Context(), terms.ID())
+	if err != nil || !ok || row.State != wire.StateEnded || row.Reason != "it could not be begun" || row.Sequence != 0 || row.Held != 0 {
+		t.Errorf("%s because %q, %d records: %v", row.State, row.Reason, row.Sequence, err)
+	}
+	(&tab{rig: r, key: r.payer, terms: terms}).attachNow()
+}

@@ -228,7 +228,7 @@ func TestLeaseThatDoesNotRunTakesNoCredit(t *testing.T) {
 	for range 3 {
 		l := f.lease(8_000, 4)
 		l.Balance.Leave()
-		if err := h.launch(l, leasestore.Active, channel.State{}, nil); !errors.Is(err, refused) {
+		if err := h.launch(l, leasestore.Active, channel.State{}, nil, nil); !errors.Is(err, refused) {
 			t.Fatal(err)
 		}
 	}

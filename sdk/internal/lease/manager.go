@@ -137,34 +137,20 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	if h.Allocated != nil {
 		h.Allocated(s.ID)
 	}
-	if err = row.Allocate(&a); err == nil {
-		err = row.Bind(call, h.Binder, s.ID, offer, cmp.Or(meter, h.MeterKey.Address()))
-	}
-	if err == nil {
-		err = h.Store.Leases.Activate(call, row)
-	}
-	var l *Lease
-	if err == nil {
-		fault.Point(fault.LeaseActivated)
-		l, err = h.newLease(row, s, offer, a, nil)
-	} else if a.Node == "" {
+	l, err := h.place(call, &row, s, offer, a, meter)
+	if err != nil && a.Node == "" {
 		return nil, errors.Join(err, h.release(later, a)) // the row says that nothing is metered
 	}
-	if err != nil {
-		return nil, errors.Join(err, h.undo(later, row, nil))
+	if err == nil {
+		err = h.launch(l, leasestore.Active, s, nil, func() error { return h.Store.Leases.Activate(call, id, row.Term) })
 	}
-	if l.MetersHere() && l.Read == nil {
-		l.opened = make(chan struct{})
-	}
-	err = h.launch(l, leasestore.Active, s, nil)
 	switch {
-	case errors.Is(err, gpu.ErrNoCapacity), err != nil && a.Node != "":
-		return nil, errors.Join(err, h.undo(later, row, nil))
-	case errors.Is(err, ErrMetered): // and not given back: that would take it from who has it
+	case errors.Is(err, ErrMetered) && !errors.Is(err, gpu.ErrNoCapacity): // and not given back: that would take it from who has it
 		return nil, errors.Join(err, h.Store.Leases.SetEnded(call, id, row.Term, err.Error(), false))
-	}
-	if err != nil || l.opened == nil {
-		return l, err // after another error it is a stray, or the next process goes on with it
+	case err != nil: // the row may say that it has begun
+		return nil, errors.Join(err, h.undo(later, row, nil))
+	case l.opened == nil:
+		return l, nil
 	}
 	begun() // it runs; where another gateway took it, nobody waits for its readings
 	// Nobody is told how the devices are reached before their first readings, from which they are billed on.
@@ -173,6 +159,25 @@ func (h *Manager) Start(ctx context.Context, row leasestore.Row, s channel.State
 	case <-call.Done():
 	}
 	return l, nil
+}
+
+// place has it on disk what was allocated to a lease, which begins when it is launched.
+func (h *Manager) place(ctx context.Context, row *leasestore.Row, s channel.State, offer wire.SignedOffer, a gpu.Allocation, meter common.Address) (*Lease, error) {
+	err := row.Allocate(&a)
+	if err == nil {
+		err = row.Bind(ctx, h.Binder, s.ID, offer, cmp.Or(meter, h.MeterKey.Address()))
+	}
+	if err == nil {
+		err = h.Store.Leases.Place(ctx, *row)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := h.newLease(*row, s, offer, a, nil)
+	if err == nil && l.MetersHere() && l.Read == nil {
+		l.opened = make(chan struct{})
+	}
+	return l, err
 }
 
 // allocate has a lease's devices chosen, as many as were asked for and of the class that its offer sells. What was given and is wrong is
@@ -253,8 +258,8 @@ func (h *Manager) newLease(row leasestore.Row, s channel.State, offer wire.Signe
 	return l, h.Scheme(l)
 }
 
-// launch lets a lease run. Its view starts where its last record is.
-func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last *metering.SignedRecord) error {
+// launch lets a lease run, from where its last record is. A new one begins on disk when nothing else can fail that needs one.
+func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last *metering.SignedRecord, begins func() error) error {
 	reason := l.Status.Look().Reason
 	l.Status.Update(func(v *View) {
 		*v = View{State: state, Reason: reason, Version: 1, Stream: v.Stream, Reserved: v.Reserved, Owed: l.OwedBefore, Deposit: s.Deposit}
@@ -279,7 +284,7 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 		}
 		l.Balance.join(owing)
 	}
-	if err := h.admit(l); err != nil {
+	if err := h.admit(l, begins); err != nil {
 		l.Balance.Leave() // it will not run, and takes none of the credit of its payer's others
 		return err
 	}
@@ -289,7 +294,7 @@ func (h *Manager) launch(l *Lease, state leasestore.State, s channel.State, last
 }
 
 // admit takes a lease among those that run here, its slots and its share of its payer's credit, or leaves nothing of it.
-func (h *Manager) admit(l *Lease) error {
+func (h *Manager) admit(l *Lease, begins func() error) error {
 	if h.Share != nil {
 		share, err := h.Share(h.Lifetime(), l.ID)
 		if err != nil {
@@ -300,9 +305,9 @@ func (h *Manager) admit(l *Lease) error {
 	if err := l.join(); err != nil {
 		return err
 	}
-	if !h.Begin() {
+	if err := begins(); err != nil || !h.Begin() {
 		l.leave()
-		return ErrClosed
+		return cmp.Or(err, error(ErrClosed))
 	}
 	if err := h.Enlist(l); err != nil {
 		l.leave()

@@ -52,7 +52,7 @@ var ErrHeld = errors.New("its devices could not be taken back yet")
 // Resolve does what is next for a lease that no process runs, by its state and by where its devices are (placement.Locate):
 //
 //	             here                           on another host             in a later lease
-//	allocating   taken back, ended              -                           -
+//	allocating   taken back, ended              ended, held                 ended
 //	active,      goes on; where it never can,   final record, ended,        ended
 //	suspended    taken back, ended              held
 //	ending       taken back, ended              ended, held                 ended
@@ -61,6 +61,9 @@ var ErrHeld = errors.New("its devices could not be taken back yet")
 // What cannot be taken back is held (ErrHeld), and tried again. Of a process that is alone there is no other host: it takes back what it does not find, too.
 // Any other error is of this moment: another try goes on from there. The reason is for a lease that ends because its devices are on another host; empty: that.
 func (h *Manager) Resolve(ctx context.Context, row leasestore.Row, where error, reason string) error {
+	if _, undone := h.undone.Load(row.ID); undone || row.State == wire.StateAllocating && row.Placed() {
+		return h.undo(ctx, row, where)
+	}
 	switch {
 	case row.State == wire.StateEnding, row.State == wire.StateEnded:
 		reason = cmp.Or(row.Reason, "its final record was written")
@@ -194,9 +197,6 @@ func (h *Manager) resolveStray(ctx context.Context, id string) error {
 	if where == nil {
 		where = placement.Locate(ctx, h.Deps.Placer, row, nil)
 	}
-	if _, undone := h.undone.Load(row.ID); undone {
-		return h.undo(ctx, row, where)
-	}
 	if where == nil && !ended && row.State != wire.StateEnding {
 		where = errUnbegun
 	}
@@ -263,7 +263,7 @@ func (h *Manager) adopt(ctx context.Context, row leasestore.Row) error {
 	if l.unsure = l.own != nil && row.State == wire.StateActive; l.unsure {
 		l.Meter.Pause()
 	}
-	if err := h.launch(l, leasestore.State(row.State), s, last); err != nil || over == "" {
+	if err := h.launch(l, leasestore.State(row.State), s, last, func() error { return nil }); err != nil || over == "" {
 		return err
 	}
 	h.EndSoon(l, over) // when its node has told the rest

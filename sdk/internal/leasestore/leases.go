@@ -13,6 +13,7 @@ import (
 
 	"github.com/gpupay/gpupay/channel"
 	"github.com/gpupay/gpupay/channel/store"
+	"github.com/gpupay/gpupay/internal/fault"
 	"github.com/gpupay/gpupay/sdk/gpu"
 	"github.com/gpupay/gpupay/sdk/internal/database"
 	"github.com/gpupay/gpupay/sdk/wire"
@@ -70,13 +71,28 @@ func (s Leases) refuseClosing(ctx context.Context, tx *sqlx.Tx, id common.Hash) 
 	return nil
 }
 
-// Activate records what was allocated, and whose key signs the records: from here on the lease is metered.
-func (s Leases) Activate(ctx context.Context, row Row) error {
-	return s.db.Update(ctx, func(tx *sqlx.Tx) error {
-		return requireOwner(common.HexToHash(row.ID))(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, meter_key = ?, binding = ?, state = ?
+// Place records what was allocated, and whose key would sign the records. Nothing is metered yet: a lease that gets no further never began.
+func (s Leases) Place(ctx context.Context, row Row) error {
+	err := s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		return requireOwner(common.HexToHash(row.ID))(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET allocation = ?, meter_key = ?, binding = ?
 			WHERE id = ? AND term = ? AND state = ?`),
-			row.Allocation, row.MeterKey, row.Binding, Active, row.ID, row.Term, Allocating))
+			row.Allocation, row.MeterKey, row.Binding, row.ID, row.Term, Allocating))
 	})
+	if err == nil {
+		fault.Point(fault.LeasePlaced)
+	}
+	return err
+}
+
+// Activate has a lease that was placed begin: from here on it is metered, and goes on wherever its process ends.
+func (s Leases) Activate(ctx context.Context, id common.Hash, term int64) error {
+	err := s.db.Update(ctx, func(tx *sqlx.Tx) error {
+		return requireOwner(id)(tx.ExecContext(ctx, tx.Rebind(`UPDATE leases SET state = ? WHERE id = ? AND term = ? AND state = ?`), Active, id.Hex(), term, Allocating))
+	})
+	if err == nil {
+		fault.Point(fault.LeaseActivated)
+	}
+	return err
 }
 
 // Unplace has a lease be as before it was allocated: no node meters it, nor did.

@@ -54,6 +54,9 @@ func (r *Row) Allocate(a *gpu.Allocation) error {
 	return err
 }
 
+// Placed reports whether devices were allocated to the lease.
+func (r Row) Placed() bool { return r.Allocation != "" && r.Allocation != "{}" }
+
 // Columns are those of a Row, for SELECT.
 var Columns = database.Columns[Row]()
 
