@@ -12,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/gpupay/gpupay/channel"
+	"github.com/gpupay/gpupay/internal/pgtest"
 	"github.com/gpupay/gpupay/sdk/wire"
 )
 
@@ -104,4 +105,35 @@ func TestLeaseThatDidNotBeginIsNotTakenUp(t *testing.T) {
 		t.Errorf("%s because %q, %d records: %v", row.State, row.Reason, row.Sequence, err)
 	}
 	(&tab{rig: r, key: r.payer, terms: terms}).attachNow()
+}
+
+// TestForgottenRecordsOfANode: a database that has lost the newest records of a lease which a node meters, as after a fail-over to a server that is
+// behind, has them from the node once more: the lease is taken up again, goes on, and each is there.
+func TestForgottenRecordsOfANode(t *testing.T) {
+	o := newOutpost(t)
+	address := pgtest.URL(t)
+	r := newRig(t, quiet, o.link, generousCredit, func(c *Config) { c.Database, c.Takeover, c.Commands.Timeout = address, 4*time.Second, time.Second })
+	lease := r.open(1, 500_000, "")
+	for range 5 {
+		lease.record()
+	}
+	err := r.provider.db.Update(t.Context(), func(tx *sqlx.Tx) error {
+		_, err := tx.Exec(`DELETE FROM records WHERE sequence > 2`)
+		if err == nil {
+			_, err = tx.Exec(`UPDATE leases SET sequence = 2`)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the records that were lost, and more", func() bool {
+		var n int64
+		err := r.provider.db.View().GetContext(t.Context(), &n, `SELECT count(*) FROM records`)
+		row := r.row(lease.lease.LeaseID)
+		return err == nil && (row.State != wire.StateActive || n > 8 && row.Sequence == n)
+	})
+	if row := r.row(lease.lease.LeaseID); row.State != wire.StateActive {
+		t.Errorf("the lease is %s: %s", row.State, row.Reason)
+	}
 }
