@@ -76,7 +76,7 @@ func (w Wallet) WriteCode(out io.Writer) error {
 		}
 		text.WriteString("\x1b[0m\n")
 	}
-	_, err = io.WriteString(out, text.String())
+	_, err = out.Write([]byte(text.String())) // as one, and by Write alone: who shares out locks that
 	return err
 }
 

@@ -377,7 +377,8 @@ func TestRequestsPerSecond(t *testing.T) {
 	s := newShop(t, func(c *sidecar.Config) { c.Provider.Share.RequestsPerSecond, c.Provider.Terms.Credit = 1, time.Minute })
 	g := s.guest(renter.Options{})
 	served, refused := 0, 0
-	for began := time.Now(); time.Since(began) < time.Second && refused == 0; {
+	began := time.Now()
+	for refused == 0 && time.Since(began) < 30*time.Second {
 		status, text, _, err := g.post(t.Context(), ask{Millis: 1})
 		switch {
 		case err != nil:
@@ -390,7 +391,8 @@ func TestRequestsPerSecond(t *testing.T) {
 			t.Fatalf("%d %s", status, text)
 		}
 	}
-	if served < 10 || served > 12 {
-		t.Errorf("%d are served and %d refused", served, refused)
+	took := time.Since(began) // in which one more a second may begin
+	if served < 10 || refused == 0 || served > 12+int(took/time.Second) {
+		t.Errorf("%d are served and %d refused in %s", served, refused, took)
 	}
 }
